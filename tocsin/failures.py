@@ -1,0 +1,44 @@
+"""What tocsin raises: one base, and a child for each thing that a caller can act on."""
+
+from __future__ import annotations
+
+
+class TocsinError(Exception):
+    """Base of all that tocsin raises on purpose; its text says what happened and what to do."""
+
+
+class SettingsError(TocsinError):
+    """Settings with wrong values; ``problems`` has a line for each, secrets left out."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StoreAway(TocsinError):
+    """The database cannot be reached, or refuses to work just now: worth another try later."""
+
+
+class SchemaMismatch(TocsinError):
+    """The database has a schema that this version cannot use; ``found`` and ``expected``."""
+
+    def __init__(self, found: str | None, expected: str, todo: str) -> None:
+        super().__init__(f"the database is at schema {found or 'none'}, this tocsin needs {expected}: {todo}")
+        self.found = found
+        self.expected = expected
+
+
+class NotFound(TocsinError):
+    """No such group, error or instance; ``what`` names it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"there is no {what}")
+        self.what = what
+
+
+class BadInput(TocsinError):
+    """A value from outside that cannot be used; ``field`` names it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field

@@ -1,0 +1,156 @@
+"""The words: what an error is, how bad it is, and what travels from the exporter to the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Severity(StrEnum):
+    """How bad an error is; ordered by `rank`, since the highest that anyone reports wins."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 (low) to 3 (critical)."""
+        return _RANKS[self]
+
+
+_RANKS = {severity: rank for rank, severity in enumerate(Severity)}
+
+
+def worst(*severities: Severity) -> Severity:
+    """The highest of some severities."""
+    return max(severities, key=lambda severity: severity.rank)
+
+
+CATEGORIES = (
+    "amocrm",
+    "telegram",
+    "database",
+    "queue",
+    "api",
+    "validation",
+    "network",
+    "authentication",
+    "unknown",
+)
+"""The categories that tocsin knows by itself; a team may add its own words by settings."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Frame:
+    """One frame of a stack, outermost first in a list of them."""
+
+    module: str  #      "shop.orders"; for a file that no module is known of, its path without the root
+    function: str  #    qualified where Python says so: "Cart.add"
+    file: str
+    line: int
+    text: str = ""  #   the source line, stripped
+    in_app: bool = False  # the team's own, not a library's
+    before: list[str] = field(default_factory=list)  # source lines around, only on the team's own frames
+    after: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class ErrorRecord:
+    """
+    One error as it is stored: a row of ``error_logs`` and what its group needs.
+
+    Text is cleaned, shortened and scrubbed before a record is made.
+    """
+
+    id: str  #                       UUIDv7, hyphenated, made at capture: the store takes an id once
+    timestamp: datetime  #           UTC, when it happened
+    severity: Severity
+    category: str
+    message: str
+    fingerprint: str  #              with its version in front: 1-9f0c…
+    title: str  #                    what people read in a list: "KeyError: 'phone'"
+    service: str
+    environment: str
+    culprit: str | None = None  #    "shop.orders in create_order", the team's own innermost frame
+    stack: str | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+    release: str | None = None
+    exception_type: str | None = None  # fully qualified; builtins bare
+    trace_id: str | None = None  #   32 hex digits
+    span_id: str | None = None  #    16 hex digits
+    handled: bool | None = None
+    mechanism: str | None = None  #  what saw it: asgi, logging, excepthook, …
+    instance_id: str | None = None
+    count: int = 1
+    is_synthetic: bool = False  #    made by tocsin to test its own way; never shown, never rings
+
+
+@dataclass(slots=True, kw_only=True)
+class Amendment:
+    """What a later sighting of a stored error knows better; only what is not None counts."""
+
+    error_id: str
+    severity: Severity | None = None  # raises, never lowers
+    category: str | None = None
+    handled: bool | None = None  #      only False says something new
+    mechanism: str | None = None
+    context: dict[str, Any] = field(default_factory=dict)  # joined; what is there stays
+
+
+@dataclass(slots=True, kw_only=True)
+class Repeats:
+    """So many more errors like the one with this id, counted in a storm instead of written out."""
+
+    error_id: str
+    count: int
+    timestamp: datetime  #             UTC, of the last of them
+
+
+@dataclass(slots=True, kw_only=True)
+class Instance:
+    """One process that tocsin watches."""
+
+    id: str
+    service: str
+    environment: str
+    release: str | None
+    host: str
+    pid: int
+    started_at: datetime
+    python_version: str | None = None
+    memory_bytes: int | None = None  # resident set
+    active_requests: int | None = None
+    is_shutting_down: bool = False
+    spool_bytes: int | None = None
+    lost: int = 0  #                  errors that only were counted, since the spool was full
+    ended_at: datetime | None = None
+    ended_how: str | None = None
+
+
+Entry = ErrorRecord | Amendment | Repeats
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """What one transaction of the exporter stores, in the order in which it happened."""
+
+    entries: list[Entry]
+    instance: Instance | None = None  # whose segment it was; its row is made or refreshed
+    segment: str | None = None  #       the spool segment that the entries were read from …
+    position: int = 0  #                … and up to which byte; stored in the same transaction
+
+
+@dataclass(slots=True, kw_only=True)
+class Stored:
+    """One new row, as the line on stderr names it."""
+
+    error_id: str
+    number: int  #                     of its group
+    severity: Severity
+    category: str
+    title: str
+    reason: str | None  #              "new", "regressed", or None

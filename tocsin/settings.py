@@ -1,0 +1,436 @@
+"""
+All that can be set: read once at the door, then handed on; no room reads the environment.
+
+Strength, strongest first: arguments, environment (``TOCSIN_*``), ``.env``, ``tocsin.toml``, and the
+standard ``OTEL_*`` variables where they say the same thing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+import tempfile
+import tomllib
+import zoneinfo
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tocsin.failures import SettingsError
+
+PREFIX = "TOCSIN_"
+
+
+def _setting(default: Any, parse: Callable[[str], Any], about: str, *, secret: bool = False) -> Any:
+    """A field of `Settings`: its default, how its text is read, and what the reference says of it."""
+    metadata = {"parse": parse, "about": about, "secret": secret}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+# How texts are read. Each raises ValueError, whose text says what would be right.
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"give a number of {unit}") from None
+        if not low <= number <= high:
+            raise ValueError(f"give {low:g} to {high:g} {unit}")
+        return number
+
+    return parse
+
+
+def _whole(low: int, high: int, unit: str) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", value):
+            raise ValueError(f"give a whole number of {unit}")
+        if not low <= int(value) <= high:
+            raise ValueError(f"give {low} to {high} {unit}")
+        return int(value)
+
+    return parse
+
+
+def parse_bytes(value: str) -> int:
+    """Bytes, also as ``300M``, ``1G``, ``512 KiB``; units count in 1,024."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
+    if not match:
+        raise ValueError("give bytes, such as 1073741824, 300M or 1G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _switch(value: str) -> bool:
+    word = value.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError("give 1 or 0 (also true, false, yes, no, on, off)")
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def _ids(value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(value))
+    except ValueError:
+        raise ValueError("give numeric ids, separated by commas (a group's id begins with -)") from None
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in choices:
+            raise ValueError(f"give one of {', '.join(choices)}")
+        return value.lower()
+
+    return parse
+
+
+def _web_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give an address that begins with http:// or https://")
+    return value.rstrip("/")
+
+
+def _smtp_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+        raise ValueError("give smtp://user:password@host:587 or smtps://…")
+    return value
+
+
+def _database_url(value: str) -> str:
+    scheme = value.split(":", 1)[0].split("+", 1)[0].lower()
+    if "://" not in value or scheme not in ("sqlite", "postgres", "postgresql"):
+        raise ValueError(f"unknown scheme {scheme[:30]!r}; use sqlite:// or postgresql://")
+    if scheme != "sqlite" and not urlsplit(value).path.strip("/"):
+        raise ValueError("the name of the database is missing; use postgresql://user:password@host:5432/name")
+    return value
+
+
+def _clock_time(value: str) -> time:
+    match = re.fullmatch(r"(\d{1,2}):(\d{2})", value.strip())
+    if not match or int(match[1]) > 23 or int(match[2]) > 59:
+        raise ValueError("give a time of day such as 09:00")
+    return time(int(match[1]), int(match[2]))
+
+
+def _hours(value: str) -> tuple[time, time]:
+    begin, dash, end = value.partition("-")
+    if not dash:
+        raise ValueError("give a span such as 23:00-08:00")
+    return _clock_time(begin), _clock_time(end)
+
+
+def _timezone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("give a name such as Europe/Berlin or UTC") from None
+    return value
+
+
+def _environments(value: str) -> tuple[str, ...]:
+    words = _words(value)
+    if not words:
+        raise ValueError("give names such as production,staging; * for all; !test for all but test")
+    return words
+
+
+def _categories(value: str) -> tuple[tuple[str, str, str], ...]:
+    rules = []
+    for word in _words(value):
+        match = re.fullmatch(r"([a-z][a-z0-9_-]{0,39})=(module|host|logger):(\S+)", word)
+        if not match:
+            raise ValueError("give name=module:shop.billing, name=host:api.example.com or name=logger:billing")
+        rules.append((match[1], match[2], match[3]))
+    return tuple(rules)
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where this user's tocsin keeps its files: the XDG state folder, else one in the temporary folder."""
+    if base := environ.get("XDG_STATE_HOME"):
+        return Path(base) / "tocsin"
+    home = environ.get("HOME") or os.path.expanduser("~")
+    if home and os.access(home, os.W_OK):
+        return Path(home) / ".local" / "state" / "tocsin"
+    return Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}"
+
+
+def _default_database_url() -> str:
+    return f"sqlite:///{state_folder() / 'tocsin.db'}"
+
+
+def _default_spool_dir() -> str:
+    return str(state_folder() / "spool")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """
+    All that can be set; each field is ``TOCSIN_`` and its name in capitals.
+
+    A field that may hold a secret is left out of the `repr`.
+    """
+
+    database_url: str = _setting(
+        _default_database_url, _database_url, "where errors are stored: sqlite:///… or postgresql://…", secret=True
+    )
+    endpoint: str | None = _setting(None, _web_url, "a tocsin server to send errors to instead of a database")
+    spool_dir: str = _setting(_default_spool_dir, _text, "folder of the durable buffer on local disk")
+    spool_max_bytes: int | None = _setting(
+        None, parse_bytes, "the most that the spool may hold (default: 1 GiB or a tenth of the free disk)"
+    )
+
+    service: str = _setting("", _text, "name of the service (else OTEL_SERVICE_NAME, else the program's name)")
+    environment: str = _setting("production", _text, "name of the environment")
+    release: str | None = _setting(None, _text, "name of the release (default: the git commit of the working folder)")
+    capture_4xx: bool = _setting(False, _switch, "store expected errors (4xx, validation) too")
+    log_level: str = _setting("error", _one_of("warning", "error", "critical"), "from which level log lines are errors")
+    categories: tuple[tuple[str, str, str], ...] = _setting(
+        (), _categories, "own categories: billing=module:shop.billing,stripe=host:api.stripe.com"
+    )
+    traces: bool = _setting(False, _switch, "add the OpenTelemetry ASGI instrumentation")
+
+    token: str | None = _setting(None, _text, "token with full access", secret=True)
+    read_token: str | None = _setting(None, _text, "token that may only read", secret=True)
+    ingest_token: str | None = _setting(None, _text, "token that may only send errors", secret=True)
+    public_url: str | None = _setting(None, _web_url, "address under which people reach the page; links in messages")
+    allowed_hosts: tuple[str, ...] = _setting((), _words, "host names that the server answers to (default: any)")
+    trusted_proxies: tuple[str, ...] = _setting((), _words, "addresses whose forwarding headers are believed")
+    cors_origins: tuple[str, ...] = _setting((), _words, "origins whose pages may call the debug API")
+
+    telegram_token: str | None = _setting(None, _text, "token of the bot, from @BotFather", secret=True)
+    telegram_chat_ids: tuple[int, ...] = _setting((), _ids, "chats that get alerts")
+    telegram_user_ids: tuple[int, ...] = _setting((), _ids, "people who may act")
+    telegram_api_url: str = _setting(
+        "https://api.telegram.org/bot", _web_url, "base of the Bot API, up to the token"
+    )
+    telegram_proxy: str | None = _setting(None, _text, "proxy for Telegram", secret=True)
+
+    smtp_url: str | None = _setting(None, _smtp_url, "mail server: smtp://user:password@host:587", secret=True)
+    email_from: str | None = _setting(None, _text, "sender of mails")
+    email_to: tuple[str, ...] = _setting((), _words, "who gets mails")
+    webhook_url: str | None = _setting(None, _web_url, "address that gets alerts as JSON", secret=True)
+
+    alert_environments: tuple[str, ...] = _setting(
+        ("!development", "!test"), _environments, "environments that ring: names, * for all, !name for all but it"
+    )
+    check_interval_s: float = _setting(5.0, _number(0.1, 3600, "seconds"), "how often rules that wait for time look")
+    fold_above: int = _setting(10, _whole(1, 1000, "groups"), "more new groups than this within 30 s become one message")
+    messages_per_minute: int = _setting(15, _whole(1, 1000, "messages"), "the most per chat")
+    digest_at: time = _setting(time(9, 0), _clock_time, "time of the daily digest")
+    quiet_hours: tuple[time, time] | None = _setting(None, _hours, "span in which only critical errors ring")
+    timezone: str = _setting("UTC", _timezone, "time zone of the team")
+    language: str = _setting("en", _one_of("en", "ru"), "language of messages")
+    trace_url: str | None = _setting(None, _text, "address of a trace, with {trace_id} in it")
+    heartbeat_url: str | None = _setting(None, _web_url, "pinged while errors travel the whole way", secret=True)
+
+    retention_days: int = _setting(30, _whole(1, 36500, "days"), "how long errors are kept")
+    max_db_mb: int | None = _setting(None, _whole(16, 10_000_000, "MB"), "the most that the database may hold")
+    redis_url: str | None = _setting(None, _text, "Redis of the team's queues", secret=True)
+    queues: tuple[str, ...] = _setting((), _words, "queues to watch: bullmq:amocrm-sync,celery:default")
+
+    @classmethod
+    def load(
+        cls, environ: Mapping[str, str] | None = None, folder: Path | None = None, **arguments: Any
+    ) -> Settings:
+        """
+        Read the settings strictly, for commands.
+
+        Args:
+            environ: the environment (default: that of the process).
+            folder: where ``.env`` and ``tocsin.toml`` may lie (default: the working folder).
+            arguments: strongest; None means not given.
+
+        Raises:
+            SettingsError: names every wrong value and every unknown name at once.
+        """
+        settings, problems = _read(environ, folder, arguments)
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @classmethod
+    def load_leniently(
+        cls, environ: Mapping[str, str] | None = None, folder: Path | None = None, **arguments: Any
+    ) -> tuple[Settings, list[str]]:
+        """Read the settings for a user's program, which must start all the same: defaults instead, and the problems."""
+        return _read(environ, folder, arguments)
+
+    def rings_in(self, environment: str) -> bool:
+        """Whether errors of that environment may ring (`alert_environments`)."""
+        words = self.alert_environments
+        if f"!{environment}" in words:
+            return False
+        return environment in words or "*" in words or all(word.startswith("!") for word in words)
+
+    def secrets(self) -> tuple[str, ...]:
+        """The secret values that are set, passwords within addresses too: what no text may show."""
+        found: list[str] = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if not one.metadata["secret"] or not isinstance(value, str):
+                continue
+            if "://" not in value:
+                found.append(value)
+            elif password := urlsplit(value).password:
+                found += [password, unquote(password)]
+        return tuple(value for value in found if len(value) >= 4)
+
+
+def reference() -> list[tuple[str, str, str]]:
+    """Every setting as (name, default, what it does), for the help and the docs."""
+    rows = []
+    plain = Settings(database_url="sqlite:///…/tocsin.db", spool_dir="…/spool")
+    for one in fields(Settings):
+        value = getattr(plain, one.name)
+        if value is None or value == () or value == "":
+            shown = ""
+        elif isinstance(value, bool):
+            shown = str(int(value))
+        elif isinstance(value, tuple):
+            shown = ",".join(map(str, value))
+        elif isinstance(value, time):
+            shown = f"{value:%H:%M}"
+        else:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+        rows.append((PREFIX + one.name.upper(), shown, one.metadata["about"]))
+    return rows
+
+
+# Names read elsewhere: by `tocsin run` for its child, and by the tests.
+_NOT_SETTINGS = {"TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED"}
+
+# Settings that may stand under another name of the standard, weakest of all.
+_STANDARD = {"service": "OTEL_SERVICE_NAME"}
+_RESOURCE = {
+    "service": "service.name",
+    "environment": "deployment.environment.name",
+    "release": "service.version",
+}
+
+
+def _read(
+    environ: Mapping[str, str] | None, folder: Path | None, arguments: Mapping[str, Any]
+) -> tuple[Settings, list[str]]:
+    environ = os.environ if environ is None else environ
+    folder = Path.cwd() if folder is None else folder
+    problems: list[str] = []
+    known = {PREFIX + one.name.upper(): one for one in fields(Settings)}
+
+    found: dict[str, str] = {}
+    resource = _resource_attributes(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    resource.setdefault("deployment.environment.name", resource.get("deployment.environment", ""))
+    for name, attribute in _RESOURCE.items():
+        if value := resource.get(attribute):
+            found[PREFIX + name.upper()] = value
+    for name, variable in _STANDARD.items():
+        if value := environ.get(variable):
+            found[PREFIX + name.upper()] = value
+    found |= _from_toml(folder / "tocsin.toml", problems)
+    found |= _from_dotenv(folder / ".env")
+    found |= {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+
+    values: dict[str, Any] = {}
+    for variable, raw in found.items():
+        if variable not in known:
+            if variable not in _NOT_SETTINGS:
+                problems.append(_unknown(variable, known))
+            continue
+        one = known[variable]
+        if raw == "" and one.name != "alert_environments":
+            continue  # set to nothing is not set
+        try:
+            values[one.name] = one.metadata["parse"](raw)
+        except ValueError as problem:
+            shown = "" if one.metadata["secret"] else f" {raw[:100]!r} is wrong:"
+            problems.append(f"{variable}:{shown} {problem}")
+    values |= {name: value for name, value in arguments.items() if value is not None}
+    return Settings(**values), problems
+
+
+def _unknown(variable: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(variable, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else "`tocsin check --settings` lists the names"
+    return f"{variable}: there is no such setting; {hint}"
+
+
+def _resource_attributes(text: str) -> dict[str, str]:
+    """``key=value,key=value`` with percent-encoded values (OpenTelemetry, resource SDK)."""
+    pairs = (part.partition("=") for part in text.split(",") if "=" in part)
+    return {key.strip(): unquote(value.strip()) for key, _, value in pairs}
+
+
+def _from_dotenv(path: Path) -> dict[str, str]:
+    """The ``TOCSIN_*`` lines of a ``.env`` file; the others belong to the user's program."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        match = re.match(r"\s*(?:export\s+)?(TOCSIN_[A-Z0-9_]+)\s*=\s*(.*?)\s*$", line)
+        if not match:
+            continue
+        value = match[2]
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        else:
+            value = re.split(r"\s+#", value, maxsplit=1)[0]
+        found[match[1]] = value
+    return found
+
+
+def _from_toml(path: Path, problems: list[str]) -> dict[str, str]:
+    """The top-level names of ``tocsin.toml``, written small: ``database_url = "…"``; tables are for rules."""
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except OSError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        problems.append(f"{path.name}: cannot be read: {problem}")
+        return {}
+    found = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            continue
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        elif isinstance(value, bool):
+            value = str(int(value))
+        found[PREFIX + key.upper()] = str(value)
+    return found
+
+
+def git_release(folder: Path | None = None) -> str | None:
+    """The short git commit of a folder, or None; for a release that nobody named."""
+    try:
+        answer = subprocess.run(  # noqa: S603
+            ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=2,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,313 @@
+"""
+One small door to SQLite and to PostgreSQL.
+
+All SQL is written once, as plain functions ``work(connection, …)`` in the files beside this one. A
+`Store` runs such a function in one transaction: from an event loop (`read`, `write`) or from a thread
+without one (`read_now`, `write_now`). On PostgreSQL the driver is asyncpg in both cases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from uuid import uuid4
+
+import sqlalchemy
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tocsin.failures import BadInput, StoreAway
+from tocsin.store.schema import SCHEMA
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Work = Callable[Concatenate[Connection, P], T]
+
+CONNECTIONS = 5
+"""The most connections that one process opens to PostgreSQL, besides one that listens."""
+
+WAKE_CHANNEL = "tocsin"
+
+
+class Store(Protocol):
+    """A database that tocsin keeps its tables in."""
+
+    dialect: str  # "sqlite" or "postgresql"
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in a transaction that only reads; raises `StoreAway`."""
+        ...
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in a transaction and commit it; raises `StoreAway`, then nothing was stored."""
+        ...
+
+    def read_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`read` for a thread that has no event loop; always from the same thread."""
+        ...
+
+    def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`write` for a thread that has no event loop; always from the same thread."""
+        ...
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever another process has stored something, until cancelled; only a hint."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def close_now(self) -> None: ...
+
+
+def open_store(database_url: str) -> Store:
+    """
+    The store that an address names; nothing is connected yet.
+
+    Args:
+        database_url: ``sqlite:///path`` (folders are made as needed), or PostgreSQL's address as
+            hosters print it: ``postgres://``, ``?sslmode=``, ``?pgbouncer=true``.
+
+    Raises:
+        BadInput: the address names no database that tocsin knows, or its driver is not installed.
+    """
+    if database_url.split(":", 1)[0].split("+", 1)[0] == "sqlite":
+        return SqliteStore(database_url)
+    return PostgresStore(database_url)
+
+
+class SqliteStore:
+    """SQLite in WAL mode: one thread writes, a few read."""
+
+    dialect = "sqlite"
+
+    def __init__(self, database_url: str) -> None:
+        path = database_url.split("://", 1)[1].split("?", 1)[0]
+        self.path = Path(path[1:] if path.startswith("/") else path)
+        self._engine = sqlalchemy.create_engine(
+            sqlalchemy.URL.create("sqlite", database=str(self.path)),
+            connect_args={"isolation_level": None, "timeout": 5, "check_same_thread": False},
+            pool_size=CONNECTIONS,
+        ).execution_options(schema_translate_map={SCHEMA: None})
+        event.listen(self._engine, "connect", _prepare_sqlite)
+        event.listen(self._engine, "begin", _begin_sqlite)
+        self._writer = ThreadPoolExecutor(1, "tocsin-sqlite-write")
+        self._readers = ThreadPoolExecutor(CONNECTIONS - 1, "tocsin-sqlite-read")
+
+    def read_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with _away(), self._engine.connect() as connection, connection.begin():
+            return work(connection, *args, **kwargs)
+
+    def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with _away():
+            _make_private(self.path)
+            with self._engine.connect() as connection:
+                with connection.execution_options(tocsin_begin="BEGIN IMMEDIATE").begin():
+                    return work(connection, *args, **kwargs)
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, lambda: self.read_now(work, *args, **kwargs))
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, lambda: self.write_now(work, *args, **kwargs))
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """SQLite tells nobody of a change; who waits looks every now and then."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        self.close_now()
+
+    def close_now(self) -> None:
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        self._engine.dispose()
+
+
+class PostgresStore:
+    """PostgreSQL by asyncpg; nothing here relies on a session, so a transaction pooler may stand between."""
+
+    dialect = "postgresql"
+
+    def __init__(self, database_url: str) -> None:
+        try:
+            import asyncpg  # noqa: F401, PLC0415  (an optional library)
+            from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+        except ImportError:
+            raise BadInput(
+                "TOCSIN_DATABASE_URL", "PostgreSQL needs a driver: pip install 'tocsin[postgres]'"
+            ) from None
+        url, self._connect_args = postgres_address(database_url)
+        self._engine = create_async_engine(
+            url,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            pool_recycle=300,
+            connect_args={
+                **self._connect_args,
+                "timeout": 10,
+                "command_timeout": 60,
+                # Behind a transaction pooler a prepared statement may meet another session.
+                "statement_cache_size": 0,
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": lambda: f"__tocsin_{uuid4()}__",
+            },
+        )
+        self._own_loop: asyncio.AbstractEventLoop | None = None
+
+    async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with _away():
+            try:
+                async with self._engine.begin() as connection:
+                    return await connection.run_sync(lambda sync: work(sync, *args, **kwargs))
+            except DBAPIError as problem:
+                if sqlstate(problem) == "25006":  # a primary that became read-only: leave it
+                    await self._engine.dispose()
+                raise
+
+    async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(work, *args, **kwargs)
+
+    def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._own_loop is None:
+            self._own_loop = _ThreadlessLoop()
+        return self._own_loop.run_until_complete(self.write(work, *args, **kwargs))
+
+    def read_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.write_now(work, *args, **kwargs)
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Listen on a connection of its own and come back after it is lost; behind a pooler nothing is heard."""
+        pause_s = 1.0
+        while True:
+            with suppress(Exception):
+                async with self._listening(wake) as lost:
+                    pause_s = 1.0
+                    await lost.wait()
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 60)
+
+    @asynccontextmanager
+    async def _listening(self, wake: Callable[[], None]) -> AsyncIterator[asyncio.Event]:
+        import asyncpg  # noqa: PLC0415
+
+        lost = asyncio.Event()
+        url = self._engine.url
+        connection = await asyncpg.connect(
+            host=url.query.get("host") or url.host,
+            port=url.port,
+            user=url.username,
+            password=url.password,
+            database=url.database,
+            timeout=10,
+            statement_cache_size=0,
+            **self._connect_args,
+        )
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(WAKE_CHANNEL, lambda *_: wake())
+            yield lost
+        finally:
+            connection.terminate()
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    def close_now(self) -> None:
+        if self._own_loop is not None and not self._own_loop.is_closed():
+            with suppress(Exception):
+                self._own_loop.run_until_complete(self._engine.dispose())
+            self._own_loop.close()
+
+
+class _ThreadlessLoop(asyncio.SelectorEventLoop):
+    """A loop that resolves names in its own thread: no executor, so it works while the interpreter ends."""
+
+    async def getaddrinfo(  # type: ignore[override]
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        return socket.getaddrinfo(host, port, family, type, proto, flags)
+
+
+def postgres_address(database_url: str) -> tuple[str, dict[str, Any]]:
+    """
+    The address for SQLAlchemy and asyncpg, and what asyncpg takes as arguments instead.
+
+    Hosters print libpq's parameters; of these ``host`` (a socket's folder) and ``sslmode`` matter here.
+    """
+    parts = urlsplit(database_url)
+    query = dict(parse_qsl(parts.query))
+    arguments: dict[str, Any] = {}
+    if mode := query.get("sslmode") or query.get("ssl"):
+        arguments["ssl"] = {"true": "require", "false": "disable"}.get(mode, mode)
+    kept = {"host": query["host"]} if "host" in query else {}
+    url = urlunsplit(("postgresql+asyncpg", parts.netloc, parts.path, urlencode(kept), ""))
+    return url, arguments
+
+
+def wake_others(connection: Connection) -> None:
+    """Tell other processes that something is stored, once this transaction commits (PostgreSQL only)."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_notify('{WAKE_CHANNEL}', '')")
+
+
+def sqlstate(problem: BaseException) -> str | None:
+    """PostgreSQL's five characters for an error, if it has them."""
+    original = getattr(problem, "orig", problem)
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+# Classes and codes of PostgreSQL that pass by themselves: connection, resources, shutdown, read-only,
+# serialization, deadlock, lock and statement time-outs, missing rights on a fresh database excepted.
+_PASSING = ("08", "53", "57P", "58", "25006", "40001", "40P01", "55P03", "57014", "3D000", "28")
+
+
+@contextmanager
+def _away() -> Any:
+    """Turn every way in which a database can be away into `StoreAway`; what is wrong with the data passes."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as problem:
+        raise StoreAway(_reason(problem)) from problem
+    except DBAPIError as problem:
+        if problem.connection_invalidated or (sqlstate(problem) or "").startswith(_PASSING):
+            raise StoreAway(_reason(problem)) from problem
+        raise
+    except (OSError, TimeoutError, PoolTimeout, sqlite3.OperationalError) as problem:
+        raise StoreAway(_reason(problem)) from problem
+
+
+def _reason(problem: BaseException) -> str:
+    """What the driver says, without SQL and parameters, which may hold anything."""
+    original = getattr(problem, "orig", None) or problem
+    text = str(original).split("\n", 1)[0]
+    return f"{type(original).__name__}: {text}"[:300]
+
+
+def _make_private(path: Path) -> None:
+    """Folder and file belong to their user alone."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that means to write says so at once: SQLite cannot wait for the lock later on.
+    connection.exec_driver_sql(connection.get_execution_options().get("tocsin_begin", "BEGIN"))

@@ -1,0 +1,288 @@
+"""
+The tables, once for both databases.
+
+On PostgreSQL all but ``error_logs`` live in the schema ``tocsin``; SQLite has no schemas, and an
+engine for it drops the name. Times are UTC; on SQLite they are ISO-8601 text with microseconds and
+ids are hyphenated text, so that any SQL tool can read them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeEngine
+
+SCHEMA = "tocsin"
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware `datetime`: ``timestamptz`` on PostgreSQL, ISO-8601 text on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(String(32) if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone")
+        value = value.astimezone(UTC)
+        return value.isoformat(timespec="microseconds") if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Id(TypeDecorator[str]):
+    """A UUID, in Python always hyphenated text; a column of type ``uuid`` on PostgreSQL."""
+
+    impl = Uuid(as_uuid=False)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(String(36) if dialect.name == "sqlite" else Uuid(as_uuid=False))
+
+
+Json = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+metadata = MetaData()
+
+
+def _table(name: str, *parts: Any) -> Table:
+    return Table(name, metadata, *parts, schema=SCHEMA)
+
+
+# The defaults below are the early table's (see the first migration): other programs insert with the
+# early columns alone, and go on working.
+error_logs = Table(
+    "error_logs",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("timestamp", UtcTime, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("category", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("stack", Text),
+    Column("context", Json),
+    Column("environment", Text, nullable=False, server_default=text("'development'")),
+    Column("resolved", Boolean, server_default=text("false")),
+    Column("resolved_at", UtcTime),
+    Column("created_at", UtcTime),
+    Column("group_id", Text),
+    Column("count", Integer, nullable=False, server_default=text("1")),
+    Column("service", Text),
+    Column("release", Text),
+    Column("exception_type", Text),
+    Column("trace_id", Text),
+    Column("span_id", Text),
+    Column("handled", Boolean),
+    Column("mechanism", Text),
+    Column("instance_id", Text),
+    Index("idx_error_logs_timestamp", text("timestamp DESC"), text("id DESC")),
+    Index("idx_error_logs_group", "group_id", text("timestamp DESC")),
+)
+
+error_groups = _table(
+    "error_groups",
+    Column("id", Text, primary_key=True),  # hash of fingerprint, service and environment
+    Column("number", Integer, unique=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("culprit", Text),
+    Column("service", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("exception_type", Text),
+    Column("severity", Text, nullable=False),
+    Column("category", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("first_seen", UtcTime, nullable=False),
+    Column("last_seen", UtcTime, nullable=False),
+    Column("count", BigInteger, nullable=False, server_default=text("0")),
+    Column("users", Integer, nullable=False, server_default=text("0")),
+    Column("resolved_at", UtcTime),
+    Column("resolved_by", Text),
+    Column("resolved_in_release", Text),
+    Column("muted_until", UtcTime),
+    Column("mute_until_count", BigInteger),
+    Column("regressions", Integer, nullable=False, server_default=text("0")),
+    Column("last_release", Text),
+    Column("last_error_id", Id),  # the newest full error: what a message and a page show
+    # The mark for alerts: set in the transaction that stores an error or an act, cleared in the
+    # transaction that decides. `mark` keeps the strongest reason: new, regressed, unmuted, else seen.
+    Column("mark", Text),
+    Column("marked_at", UtcTime),
+    # Resolving is true at once for the group; its rows follow in chunks while this is set.
+    Column("rows_pending", Boolean, nullable=False, server_default=text("false")),
+    Index("idx_error_groups_marked", "marked_at", sqlite_where=text("marked_at IS NOT NULL"), postgresql_where=text("marked_at IS NOT NULL")),
+    Index("idx_error_groups_last_seen", text("last_seen DESC"), text("id DESC")),
+)
+
+error_counts = _table(
+    "error_counts",
+    Column("group_id", Text, primary_key=True),
+    Column("hour", UtcTime, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+hourly_totals = _table(
+    "hourly_totals",
+    Column("hour", UtcTime, primary_key=True),
+    Column("severity", Text, primary_key=True),
+    Column("category", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("environment", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+alerts = _table(
+    "alerts",
+    Column("id", Id, primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("reason", Text, nullable=False),  # new, regressed, critical, unmuted, fold, test
+    Column("group_id", Text),  #               None for a fold and for what is about tocsin itself
+    Column("severity", Text, nullable=False),
+    Column("service", Text),
+    Column("environment", Text),
+    Column("details", Json, nullable=False),  # what a message needs besides the group: a fold's groups
+    Column("dedupe_key", Text, unique=True),  # two leaders for a moment still make one alert
+    Index("idx_alerts_created", text("created_at DESC"), text("id DESC")),
+    Index("idx_alerts_group", "group_id", text("created_at DESC")),
+)
+
+deliveries = _table(
+    "deliveries",
+    Column("id", Id, primary_key=True),
+    Column("alert_id", Id, nullable=False),
+    Column("channel", Text, nullable=False),  # telegram, email, webhook, console
+    Column("target", Text, nullable=False),  #  a chat, an address
+    Column("state", Text, nullable=False),  #   pending, sending, sent, failed
+    Column("priority", Integer, nullable=False),  # severity's rank; higher goes first
+    Column("created_at", UtcTime, nullable=False),
+    Column("next_attempt_at", UtcTime, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("claimed_by", Text),
+    Column("claimed_until", UtcTime),
+    Column("fence", Integer, nullable=False, server_default=text("0")),  # grows with each claim
+    Column("external_id", Text),  #             Telegram's message id
+    Column("sent_at", UtcTime),
+    Column("last_error", Text),
+    Column("may_repeat", Boolean, nullable=False, server_default=text("false")),
+    Column("edit_wanted_at", UtcTime),  #       the message no longer says how things stand; edit it then
+    Column("edited_at", UtcTime),
+    Column("log", Json, nullable=False),  #     the last attempts: [{at, outcome, error}]
+    UniqueConstraint("alert_id", "channel", "target", name="uq_deliveries_alert_channel_target"),
+    Index("idx_deliveries_due", "next_attempt_at", sqlite_where=text("state IN ('pending', 'sending')"), postgresql_where=text("state IN ('pending', 'sending')")),
+    Index("idx_deliveries_edit", "edit_wanted_at", sqlite_where=text("edit_wanted_at IS NOT NULL"), postgresql_where=text("edit_wanted_at IS NOT NULL")),
+    Index("idx_deliveries_sent", "channel", "target", "sent_at"),
+)
+
+channel_states = _table(
+    "channel_states",
+    Column("channel", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("paused_until", UtcTime),  #         it asked us to wait
+    Column("parked_reason", Text),  #           it refused for good; nothing is sent until someone mends it
+    Column("last_ok_at", UtcTime),
+    Column("last_error_at", UtcTime),
+    Column("last_error", Text),
+)
+
+instances = _table(
+    "instances",
+    Column("id", Text, primary_key=True),
+    Column("service", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("release", Text),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("last_seen", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    Column("ended_how", Text),
+    Column("python_version", Text),
+    Column("memory_bytes", BigInteger),
+    Column("active_requests", Integer),
+    Column("is_shutting_down", Boolean, nullable=False, server_default=text("false")),
+    Column("spool_bytes", BigInteger),
+    Column("lost", BigInteger, nullable=False, server_default=text("0")),
+)
+
+releases = _table(
+    "releases",
+    Column("service", Text, primary_key=True),
+    Column("release", Text, primary_key=True),
+    Column("first_seen", UtcTime, nullable=False),
+)
+
+audit = _table(
+    "audit",
+    Column("id", _Serial, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),  #   "@anna (17)", "cli: root", "token: full"
+    Column("via", Text, nullable=False),  #     telegram, api, page, cli
+    Column("action", Text, nullable=False),  #  resolve, log-in, refused, …
+    Column("target", Text),  #                  "#42"
+    Column("detail", Text),
+    Column("allowed", Boolean, nullable=False),
+    Index("idx_audit_target", "target", "id"),
+)
+
+leases = _table(
+    "leases",
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("term", BigInteger, nullable=False),
+    Column("expires", Double, nullable=False),  # seconds since the epoch, by the database's clock
+)
+
+spool_progress = _table(
+    "spool_progress",
+    Column("segment", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),  # bytes of the segment that are stored
+    Column("updated_at", UtcTime, nullable=False),
+)
+
+counters = _table(
+    "counters",
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+
+credentials = _table(
+    "credentials",
+    Column("id", Text, primary_key=True),  #    SHA-256 of the secret, which is shown once and kept nowhere
+    Column("kind", Text, nullable=False),  #    token, session, code (a log-in address, for one use)
+    Column("rights", Text, nullable=False),  #  full, read, ingest
+    Column("label", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("last_used_at", UtcTime),
+)
