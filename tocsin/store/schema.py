@@ -210,6 +210,7 @@ channel_states = _table(
     Column("target", Text, primary_key=True),
     Column("paused_until", UtcTime),  #         it asked us to wait
     Column("parked_reason", Text),  #           it refused for good; nothing is sent until someone mends it
+    Column("moved_to", Text),  #                a group became a supergroup: its new id
     Column("last_ok_at", UtcTime),
     Column("last_error_at", UtcTime),
     Column("last_error", Text),
