@@ -301,19 +301,24 @@ def reference() -> list[tuple[str, str, str]]:
     rows = []
     plain = Settings(database_url="sqlite:///…/tocsin.db", spool_dir="…/spool")
     for one in fields(Settings):
-        value = getattr(plain, one.name)
-        if value is None or value == () or value == "":
-            shown = ""
-        elif isinstance(value, bool):
-            shown = str(int(value))
-        elif isinstance(value, tuple):
-            shown = ",".join(map(str, value))
-        elif isinstance(value, time):
-            shown = f"{value:%H:%M}"
-        else:
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
+        shown = as_text(getattr(plain, one.name))
         rows.append((PREFIX + one.name.upper(), shown, one.metadata["about"]))
     return rows
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as one would write it: what `Settings.load` reads back as the same; "" for unset."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, time):
+        return f"{value:%H:%M}"
+    if isinstance(value, tuple):
+        if all(isinstance(part, time) for part in value) and value:
+            return "-".join(map(as_text, value))
+        return ",".join("{}={}:{}".format(*part) if isinstance(part, tuple) else str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # Names read elsewhere: by `tocsin run` for its child, and by the tests.
