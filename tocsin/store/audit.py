@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from sqlalchemy import Connection, insert, select
@@ -44,7 +44,7 @@ def record(
 def of_target(connection: Connection, target: str, limit: int = 50) -> list[Entry]:
     """What was done to a target such as ``#42``, newest first."""
     query = (
-        select(_audit.c["at", "actor", "via", "action", "target", "detail", "allowed"])
+        select(*(_audit.c[field.name] for field in fields(Entry)))
         .where(_audit.c.target == target)
         .order_by(_audit.c.id.desc())
         .limit(limit)

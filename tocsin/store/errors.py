@@ -1,0 +1,464 @@
+"""
+Errors come in: rows, groups, counts, and the mark for the alerts, in one transaction.
+
+Locks are taken in one order (rows, groups, releases, the counter, counts, totals) and within each by
+key, so that writers wait for one another instead of meeting in a deadlock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tocsin import ids, lifecycle
+from tocsin.lifecycle import Status, Trigger
+from tocsin.model import Amendment, Batch, ErrorRecord, Instance, Repeats, Severity, Stored, worst
+from tocsin.store import groups, schema
+from tocsin.store.engine import wake_others
+from tocsin.store.groups import Group, Mark
+
+OLD_RELEASE_GRACE = timedelta(minutes=30)
+"""For so long after a resolve an older release, still running somewhere, may fail without reopening."""
+
+_logs = schema.error_logs
+_groups = schema.error_groups
+_releases = schema.releases
+_progress = schema.spool_progress
+
+
+def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Stored]:
+    """
+    Store what an exporter has read, all of it or nothing; what was stored before counts nothing.
+
+    An error whose id is there already is a replay. An error that happened before its group was
+    resolved, or in an older release shortly after, is late: it counts, and its row is resolved, but
+    it does not reopen the group. A group takes the worst severity that it sees, and when it comes back
+    that of what came; of categories the last that is not ``unknown`` wins.
+
+    Args:
+        batch: entries in the order in which they happened. Amendments and repeats of an error that is
+            not there are left out.
+        now: the database's time, as far as the caller knows it.
+
+    Returns:
+        One for each new row, in order.
+
+    Raises:
+        DBAPIError: the database refuses a value; split the batch to find which.
+    """
+    if batch.instance is not None:
+        write_instance(connection, batch.instance, now)
+    records = _to_store(batch)
+    new = _insert_rows(connection, records, now)
+    earlier = _groups_of_earlier(connection, batch, new)
+    firsts = [record for error_id, record in records.items() if error_id in new]
+    known, fresh = _hold_groups(connection, set(earlier.values()), firsts)
+    # A row changes only while its group is held, so what is read of it from here on is true.
+    rows = _stored_rows(connection, [error_id for error_id, group_id in earlier.items() if group_id in known])
+    counted = set(rows)
+    rows |= {record.id: _Row.of(record) for record in firsts}
+    first_seen = _first_seen(connection, rows.values(), known, now)
+
+    writing = _Writing(rows, counted, known, fresh, first_seen, now)
+    stored = []
+    for entry in batch.entries:
+        if isinstance(entry, Amendment):
+            writing.amend(entry)
+        elif isinstance(entry, Repeats):
+            writing.repeat(entry)
+        elif records.get(entry.id) is entry and entry.id in new:
+            reason = writing.add(entry)
+            stored.append((entry, reason))
+
+    _number(connection, [known[group_id] for group_id in fresh])
+    groups.save(connection, [known[group_id] for group_id in writing.touched])
+    _save_rows(connection, [rows[error_id] for error_id in writing.amended])
+    _add(connection, schema.error_counts, writing.counts)
+    _add(connection, schema.hourly_totals, writing.totals)
+    if batch.segment is not None:
+        _advance(connection, batch.segment, batch.position, now)
+    if any(known[group_id].mark is not None for group_id in writing.touched):
+        wake_others(connection)
+    return [
+        Stored(
+            error_id=record.id,
+            number=known[rows[record.id].group_id].number,
+            severity=rows[record.id].severity,
+            category=rows[record.id].category,
+            title=record.title,
+            reason=reason,
+        )
+        for record, reason in stored
+    ]
+
+
+def progress(connection: Connection, segments: Collection[str]) -> dict[str, int]:
+    """Up to which byte each of these segments is stored; those of which nothing is known are left out."""
+    query = select(_progress.c.segment, _progress.c.position).where(_progress.c.segment.in_(list(segments)))
+    return {row.segment: row.position for row in connection.execute(query)}
+
+
+def write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
+    """Make or refresh the row of a watched process, and note its release; what is not known stays."""
+    table = schema.instances
+    values = {field.name: getattr(instance, field.name) for field in fields(instance)}
+    statement = _upsert(connection, table).values(**values, last_seen=instance.ended_at or now)
+    changes = {
+        column.name: func.coalesce(statement.excluded[column.name], column)
+        if column.nullable
+        else statement.excluded[column.name]
+        for column in table.columns
+        if not column.primary_key
+    }
+    connection.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changes))
+    if instance.release is not None:
+        _note_releases(connection, {(instance.service, instance.release)}, now)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """What of a row of ``error_logs`` may matter to what comes after it."""
+
+    id: str
+    group_id: str
+    timestamp: datetime
+    severity: Severity
+    category: str
+    release: str | None
+    count: int
+    handled: bool | None
+    mechanism: str | None
+    context: dict[str, Any]
+    resolved: bool | None
+    resolved_at: datetime | None
+
+    @classmethod
+    def of(cls, record: ErrorRecord) -> _Row:
+        return cls(
+            id=record.id,
+            group_id=_group_of(record),
+            timestamp=record.timestamp,
+            severity=record.severity,
+            category=record.category,
+            release=record.release,
+            count=record.count,
+            handled=record.handled,
+            mechanism=record.mechanism,
+            context=record.context,
+            resolved=False,
+            resolved_at=None,
+        )
+
+
+class _Writing:
+    """Takes the entries of a batch one after the other, in memory; what they change is stored at the end."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, _Row],
+        counted: Collection[str],
+        known: Mapping[str, Group],
+        fresh: Collection[str],
+        first_seen: Mapping[tuple[str, str], datetime],
+        now: datetime,
+    ) -> None:
+        self._rows = rows
+        self._counted = set(counted)
+        self._groups = known
+        self._unborn = set(fresh)
+        self._first_seen = first_seen
+        self._now = now
+        self.touched: dict[str, None] = {}
+        self.amended: dict[str, None] = {}
+        self.counts: Counter[tuple[Any, ...]] = Counter()
+        self.totals: Counter[tuple[Any, ...]] = Counter()
+
+    def add(self, record: ErrorRecord) -> str | None:
+        """A new error; returns the reason to ring, if there is one."""
+        row = self._rows[record.id]
+        group = self._groups[row.group_id]
+        late, reason = self._happened(group, record.timestamp, row.severity, record.release)
+        if late:
+            row.resolved, row.resolved_at = True, group.resolved_at
+            self.amended[row.id] = None
+        if record.timestamp >= group.last_seen:
+            group.last_error_id = record.id
+            group.last_release = record.release or group.last_release
+        if row.category != "unknown":
+            group.category = row.category
+        self._count(group, row, record.timestamp, row.count)
+        self._counted.add(row.id)
+        return reason
+
+    def repeat(self, repeats: Repeats) -> None:
+        """The same error again, so many times."""
+        row = self._rows.get(repeats.error_id)
+        if row is None or row.id not in self._counted:
+            return
+        group = self._groups[row.group_id]
+        self._happened(group, repeats.timestamp, row.severity, row.release)
+        row.count += repeats.count
+        self.amended[row.id] = None
+        self._count(group, row, repeats.timestamp, repeats.count)
+
+    def amend(self, amendment: Amendment) -> None:
+        """Somebody who saw the error later knows more about it."""
+        row = self._rows.get(amendment.error_id)
+        if row is None or row.id not in self._counted:
+            return
+        group = self._groups[row.group_id]
+        self.amended[row.id] = None
+        self.touched[group.id] = None
+        self._total(group, row, row.timestamp, -row.count)
+        row.severity = worst(row.severity, amendment.severity or row.severity)
+        row.category = amendment.category or row.category
+        self._total(group, row, row.timestamp, row.count)
+        row.handled = False if amendment.handled is False else row.handled
+        row.mechanism = amendment.mechanism or row.mechanism
+        row.context = amendment.context | row.context
+        if row.category != "unknown" and amendment.category:
+            group.category = row.category
+        if row.severity.rank > group.severity.rank:
+            group.severity = row.severity
+            self._mark(group, Mark.SEEN)
+
+    def _happened(
+        self, group: Group, timestamp: datetime, severity: Severity, release: str | None
+    ) -> tuple[bool, str | None]:
+        """Move the group on; whether the error is late, and the reason to ring."""
+        if group.status == Status.MUTED and group.muted_until is not None and group.muted_until <= self._now:
+            groups.unmute(group, self._now)
+        late = self._is_late(group, timestamp, release)
+        if late:
+            self._mark(group, Mark.SEEN)
+            group.severity = worst(group.severity, severity)
+            return True, None
+        before = None if group.id in self._unborn else group.status
+        self._unborn.discard(group.id)
+        group.status, reason = lifecycle.advance(before, Trigger.ERROR)
+        self._mark(group, Mark(reason.value) if reason else Mark.SEEN)
+        if before == Status.RESOLVED and group.status == Status.OPEN:
+            group.regressions += 1
+            group.severity = severity
+        group.severity = worst(group.severity, severity)
+        return False, reason.value if reason else None
+
+    def _is_late(self, group: Group, timestamp: datetime, release: str | None) -> bool:
+        if group.resolved_at is None:
+            return False
+        if timestamp <= group.resolved_at:
+            return True
+        if group.status != Status.RESOLVED or release is None or group.resolved_in_release is None:
+            return False
+        if self._now > group.resolved_at + OLD_RELEASE_GRACE:
+            return False
+        seen = self._first_seen.get((group.service, release))
+        resolved_in = self._first_seen.get((group.service, group.resolved_in_release))
+        return seen is not None and resolved_in is not None and seen < resolved_in
+
+    def _count(self, group: Group, row: _Row, timestamp: datetime, count: int) -> None:
+        group.count += count
+        group.first_seen = min(group.first_seen, timestamp)
+        group.last_seen = max(group.last_seen, timestamp)
+        if (
+            group.status == Status.MUTED
+            and group.mute_until_count is not None
+            and group.count >= group.mute_until_count
+        ):
+            groups.unmute(group, self._now)
+        self.counts[group.id, _hour(timestamp)] += count
+        self._total(group, row, timestamp, count)
+
+    def _total(self, group: Group, row: _Row, timestamp: datetime, count: int) -> None:
+        self.totals[_hour(timestamp), row.severity.value, row.category, group.service, group.environment] += count
+
+    def _mark(self, group: Group, mark: Mark) -> None:
+        self.touched[group.id] = None
+        if group.status != Status.IGNORED:
+            group.raise_mark(mark, self._now)
+
+
+def _to_store(batch: Batch) -> dict[str, ErrorRecord]:
+    """The errors by id, each id once, in order."""
+    records: dict[str, ErrorRecord] = {}
+    for entry in batch.entries:
+        # A synthetic error has shown that the way is open by coming here; where that is written down
+        # is for whoever sends them to say.
+        if isinstance(entry, ErrorRecord) and not entry.is_synthetic:
+            records.setdefault(entry.id, entry)
+    return records
+
+
+_COPIED = (
+    *("id", "timestamp", "severity", "category", "message", "stack", "context", "environment", "count", "service"),
+    *("release", "exception_type", "trace_id", "span_id", "handled", "mechanism", "instance_id"),
+)
+
+
+def _insert_rows(connection: Connection, records: Mapping[str, ErrorRecord], now: datetime) -> set[str]:
+    """Insert the rows that are not there; returns their ids."""
+    if not records:
+        return set()
+    statement = _upsert(connection, _logs).on_conflict_do_nothing(index_elements=[_logs.c.id]).returning(_logs.c.id)
+    values = [
+        {name: getattr(record, name) for name in _COPIED}
+        | {"group_id": _group_of(record), "resolved": False, "created_at": now}
+        for _, record in sorted(records.items())
+    ]
+    return set(connection.execute(statement, values).scalars())
+
+
+def _groups_of_earlier(connection: Connection, batch: Batch, new: Collection[str]) -> dict[str, str]:
+    """Error and group of the rows stored earlier that this batch amends or repeats."""
+    later = {entry.error_id for entry in batch.entries if isinstance(entry, Amendment | Repeats)}
+    wanted = later.difference(new)
+    if not wanted:
+        return {}
+    query = select(_logs.c.id, _logs.c.group_id).where(_logs.c.id.in_(sorted(wanted)), _logs.c.group_id.is_not(None))
+    return {row.id: row.group_id for row in connection.execute(query)}
+
+
+def _stored_rows(connection: Connection, error_ids: Collection[str]) -> dict[str, _Row]:
+    if not error_ids:
+        return {}
+    query = select(*(_logs.c[field.name] for field in fields(_Row))).where(_logs.c.id.in_(error_ids))
+    rows = {}
+    for found in connection.execute(query).mappings():
+        context = found["context"] if isinstance(found["context"], dict) else {}
+        rows[found["id"]] = _Row(**{**found, "severity": Severity(found["severity"]), "context": context})
+    return rows
+
+
+def _hold_groups(
+    connection: Connection, wanted: Collection[str], new: Collection[ErrorRecord]
+) -> tuple[dict[str, Group], list[str]]:
+    """Groups, held until the transaction ends, and the ids of those that it has made, in order."""
+    firsts: dict[str, ErrorRecord] = {}
+    for record in new:
+        firsts.setdefault(_group_of(record), record)
+    known = groups.lock(connection, {*wanted, *firsts})
+    missing = sorted(firsts.keys() - known.keys())
+    made: set[str] = set()
+    if missing:
+        statement = _upsert(connection, _groups).on_conflict_do_nothing(index_elements=[_groups.c.id])
+        values = [_first_values(group_id, firsts[group_id]) for group_id in missing]
+        made = set(connection.execute(statement.returning(_groups.c.id), values).scalars())
+        # Those that another writer has made in the meantime are found here as well.
+        known |= groups.lock(connection, missing)
+    return known, [group_id for group_id in firsts if group_id in made]
+
+
+def _first_values(group_id: str, record: ErrorRecord) -> dict[str, Any]:
+    return {
+        "id": group_id,
+        "fingerprint": record.fingerprint,
+        "title": record.title,
+        "culprit": record.culprit,
+        "service": record.service,
+        "environment": record.environment,
+        "exception_type": record.exception_type,
+        "severity": record.severity.value,
+        "category": record.category,
+        "status": Status.OPEN.value,
+        "first_seen": record.timestamp,
+        "last_seen": record.timestamp,
+    }
+
+
+def _first_seen(
+    connection: Connection, rows: Iterable[_Row], known: Mapping[str, Group], now: datetime
+) -> dict[tuple[str, str], datetime]:
+    """
+    When the releases were first seen that matter to resolved groups; releases not seen before are noted.
+
+    A release that the group has had last is noted already.
+    """
+    pairs: set[tuple[str, str]] = set()
+    compared: set[tuple[str, str]] = set()
+    for row in rows:
+        group = known[row.group_id]
+        if row.release is None:
+            continue
+        if row.release != group.last_release:
+            pairs.add((group.service, row.release))
+        if group.status == Status.RESOLVED and group.resolved_in_release is not None:
+            compared |= {(group.service, row.release), (group.service, group.resolved_in_release)}
+    _note_releases(connection, pairs, now)
+    if not compared:
+        return {}
+    key = tuple_(_releases.c.service, _releases.c.release)
+    query = select(_releases).where(key.in_(sorted(compared)))
+    return {(row.service, row.release): row.first_seen for row in connection.execute(query)}
+
+
+def _note_releases(connection: Connection, pairs: Collection[tuple[str, str]], now: datetime) -> None:
+    if pairs:
+        values = [{"service": service, "release": release, "first_seen": now} for service, release in sorted(pairs)]
+        connection.execute(_upsert(connection, _releases).on_conflict_do_nothing(), values)
+
+
+def _number(connection: Connection, made: Collection[Group]) -> None:
+    """Give the groups that this transaction has made their numbers."""
+    if not made:
+        return
+    counters = schema.counters
+    statement = _upsert(connection, counters).values(name="group_number", value=len(made))
+    upsert = statement.on_conflict_do_update(
+        index_elements=[counters.c.name], set_={"value": counters.c.value + statement.excluded.value}
+    )
+    last = connection.execute(upsert.returning(counters.c.value)).scalar_one()
+    for number, group in enumerate(made, start=last - len(made) + 1):
+        group.number = number
+
+
+_AMENDED = ("severity", "category", "count", "handled", "mechanism", "context", "resolved", "resolved_at")
+_save_row = (
+    update(_logs)
+    .where(_logs.c.id == bindparam("saved_id"))
+    .values({name: bindparam(f"new_{name}", type_=_logs.c[name].type) for name in _AMENDED})
+)
+
+
+def _save_rows(connection: Connection, rows: Iterable[_Row]) -> None:
+    values = [{"saved_id": row.id, **{f"new_{name}": getattr(row, name) for name in _AMENDED}} for row in rows]
+    if values:
+        connection.execute(_save_row, values)
+
+
+def _add(connection: Connection, table: Table, counts: Counter[tuple[Any, ...]]) -> None:
+    """Add to counts, by key in the order of the table's primary key."""
+    keys = [column.name for column in table.primary_key]
+    values = [dict(zip(keys, key, strict=True)) | {"count": n} for key, n in sorted(counts.items()) if n]
+    if not values:
+        return
+    statement = _upsert(connection, table)
+    added = table.c.count + statement.excluded.count
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_={"count": added}), values)
+
+
+def _advance(connection: Connection, segment: str, position: int, now: datetime) -> None:
+    """Note how far a segment is stored; never backwards."""
+    statement = _upsert(connection, _progress).values(segment=segment, position=position, updated_at=now)
+    further = statement.excluded.position > _progress.c.position
+    changes = {"position": statement.excluded.position, "updated_at": now}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=[_progress.c.segment], set_=changes, where=further)
+    )
+
+
+def _upsert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def _group_of(record: ErrorRecord) -> str:
+    return ids.group_id(record.fingerprint, record.service, record.environment)
+
+
+def _hour(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
