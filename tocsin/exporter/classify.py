@@ -1,0 +1,668 @@
+"""
+What failed, and how bad it is: decided from names alone, so that no library is imported for it.
+
+Redis counts as ``queue``: the services that tocsin watches keep their jobs in it (Celery, RQ, arq, BullMQ).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
+
+from tocsin.model import Severity
+
+_MOST_LINKS = 50
+_MOST_MODULES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known of an error before anyone judges it; all of it may be missing."""
+
+    types: tuple[str, ...] = ()  #       qualified names of the exception's class and its bases; builtins bare
+    cause_types: tuple[str, ...] = ()  # the same for what it came from, and for the members of a group
+    message: str = ""
+    modules: tuple[str, ...] = ()  #     of the frames, outermost first
+    logger: str | None = None
+    hosts: tuple[str, ...] = ()  #       host names in its context: server.address, a URL
+    mechanism: str | None = None  #      what saw it: asgi, logging, excepthook, …
+    handled: bool | None = None
+    status_code: int | None = None  #    that the request was answered with
+    level: str | None = None  #          of the log call: "critical", "error", "warning"
+    exit: bool = False  #                the process ends because of it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an error is taken for; ``is_stored`` is False when it was expected, and only counts."""
+
+    severity: Severity
+    category: str
+    is_stored: bool
+
+
+# Whose exceptions and frames speak for what. A longer name wins over a shorter one.
+_LIBRARIES: dict[str, str] = {
+    "amocrm": "amocrm",
+    "kommo": "amocrm",
+    **dict.fromkeys(("telegram", "aiogram", "telethon", "pyrogram", "telebot"), "telegram"),
+    **dict.fromkeys(
+        (
+            "asyncpg",
+            "psycopg",
+            "psycopg2",
+            "psycopg_pool",
+            "sqlalchemy",
+            "sqlite3",
+            "aiosqlite",
+            "alembic",
+            "django.db",
+            "pymongo",
+            "motor",
+            "pymysql",
+            "MySQLdb",
+            "aiomysql",
+            "asyncmy",
+            "mysql",
+            "oracledb",
+            "pyodbc",
+            "peewee",
+            "tortoise",
+            "databases",
+            "clickhouse_connect",
+            "clickhouse_driver",
+            "cassandra",
+            "elasticsearch",
+            "supabase",
+            "postgrest",
+        ),
+        "database",
+    ),
+    **dict.fromkeys(
+        (
+            "redis",
+            "aioredis",
+            "coredis",
+            "redis_om",
+            "valkey",
+            "celery",
+            "kombu",
+            "billiard",
+            "amqp",
+            "pika",
+            "aio_pika",
+            "aiormq",
+            "rq",
+            "arq",
+            "dramatiq",
+            "huey",
+            "taskiq",
+            "bullmq",
+            "procrastinate",
+            "kafka",
+            "aiokafka",
+            "confluent_kafka",
+            "nats",
+        ),
+        "queue",
+    ),
+    **dict.fromkeys(
+        (
+            "httpx",
+            "httpcore",
+            "requests",
+            "urllib3",
+            "urllib.error",
+            "http.client",
+            "aiohttp.client",
+            "aiohttp.client_exceptions",
+            "aiohttp.connector",
+            "websockets",
+            "grpc",
+            "h2",
+            "smtplib",
+            "aiosmtplib",
+            "imaplib",
+            "poplib",
+            "ftplib",
+            "paramiko",
+            "socket",
+            "ssl",
+            "dns",
+            "botocore",
+        ),
+        "network",
+    ),
+    **dict.fromkeys(
+        (
+            "jwt",
+            "jose",
+            "authlib",
+            "oauthlib",
+            "itsdangerous",
+            "passlib",
+            "argon2",
+            "starlette.authentication",
+            "django.contrib.auth",
+            "rest_framework_simplejwt",
+        ),
+        "authentication",
+    ),
+    **dict.fromkeys(("pydantic", "pydantic_core", "marshmallow", "jsonschema", "cerberus", "voluptuous"), "validation"),
+}
+
+_TYPES: dict[str, str] = {
+    "telegram.error.NetworkError": "telegram",
+    "fastapi.exceptions.RequestValidationError": "validation",
+    "fastapi.exceptions.WebSocketRequestValidationError": "validation",
+    "fastapi.exceptions.ResponseValidationError": "validation",
+    "django.core.exceptions.ValidationError": "validation",
+    "django.core.exceptions.PermissionDenied": "authentication",
+    "rest_framework.exceptions.ValidationError": "validation",
+    "rest_framework.exceptions.NotAuthenticated": "authentication",
+    "rest_framework.exceptions.AuthenticationFailed": "authentication",
+    "rest_framework.exceptions.PermissionDenied": "authentication",
+    "msgspec.ValidationError": "validation",
+    "json.decoder.JSONDecodeError": "validation",
+    # Parents that say little: only when no child of theirs said more.
+    "ConnectionError": "network",
+    "TimeoutError": "network",
+    "socket.gaierror": "network",
+    "socket.herror": "network",
+    "ssl.SSLError": "network",
+    "asyncio.exceptions.IncompleteReadError": "network",
+    "concurrent.futures._base.TimeoutError": "network",
+}
+
+# Network faults that a library lets through as they are: whose frames raised them says whose they are.
+_BARE = frozenset({"ConnectionError", "TimeoutError", "socket.gaierror", "ssl.SSLError", "OSError"})
+_BETWEEN = frozenset(
+    ("asyncio", "uvloop", "socket", "ssl", "selectors", "concurrent", "threading", "async_timeout", "anyio", "sniffio")
+    + ("trio", "greenlet", "contextlib")
+)
+
+_HOSTS = {
+    "amocrm.ru": "amocrm",
+    "amocrm.com": "amocrm",
+    "kommo.com": "amocrm",
+    "api.telegram.org": "telegram",
+}
+
+# Database or Redis cannot be reached: always …
+_AWAY_TYPES = frozenset(
+    {
+        "asyncpg.exceptions.PostgresConnectionError",
+        "asyncpg.exceptions.CannotConnectNowError",
+        "asyncpg.exceptions.TooManyConnectionsError",
+        "asyncpg.exceptions.AdminShutdownError",
+        "asyncpg.exceptions.CrashShutdownError",
+        "asyncpg.exceptions.InvalidAuthorizationSpecificationError",
+        "asyncpg.exceptions.InvalidCatalogNameError",
+        "psycopg.errors.ConnectionTimeout",
+        "psycopg.errors.AdminShutdown",
+        "psycopg.errors.CrashShutdown",
+        "psycopg.errors.CannotConnectNow",
+        "psycopg.errors.TooManyConnections",
+        "psycopg_pool.errors.PoolTimeout",
+        "psycopg_pool.PoolTimeout",
+        "psycopg2.errors.AdminShutdown",
+        "psycopg2.errors.CannotConnectNow",
+        "psycopg2.errors.TooManyConnections",
+        "sqlalchemy.exc.TimeoutError",  # no connection came free in time
+        "redis.exceptions.ConnectionError",
+        "redis.exceptions.TimeoutError",
+        "aioredis.exceptions.ConnectionError",
+        "aioredis.exceptions.TimeoutError",
+        "valkey.exceptions.ConnectionError",
+        "valkey.exceptions.TimeoutError",
+        "kombu.exceptions.OperationalError",
+        "pymongo.errors.ConnectionFailure",
+        "amqp.exceptions.ConnectionError",
+        "aiormq.exceptions.AMQPConnectionError",
+        "pika.exceptions.AMQPConnectionError",
+    }
+)
+# … when their text says so …
+_AWAY_TEXT_TYPES = frozenset(
+    {
+        "sqlite3.Error",
+        "psycopg.Error",
+        "psycopg2.Error",
+        "sqlalchemy.exc.DBAPIError",
+        "django.db.utils.DatabaseError",
+        "django.db.utils.InterfaceError",
+        "django.db.utils.Error",
+        "pymysql.err.Error",
+        "MySQLdb.Error",
+        "asyncpg.exceptions._base.InterfaceError",
+        "asyncpg.exceptions._base.InternalClientError",
+    }
+)
+_AWAY_TEXT = re.compile(
+    r"connection (?:is |was |has been |already )?(?:refused|closed|lost|failed|reset|timed out|invalidated|to server)"
+    r"|could not connect|can't connect|cannot connect|connect call failed|unable to connect"
+    r"|server closed the connection|terminating connection|gone away|lost connection"
+    r"|could not translate host|name or service not known|name resolution|no address associated|nodename nor servname"
+    r"|timeout expired|starting up|shutting down|too many (?:clients|connections)|remaining connection slots"
+    r"|password authentication failed|no pg_hba\.conf entry|ssl connection has been closed"
+    r"|unable to open database file|disk i/o error|database disk image is malformed|not a database",
+    re.IGNORECASE,
+)
+# … or as a bare network fault out of a library's frames; a time-out only where it was still connecting.
+_LOST = frozenset({"ConnectionError", "socket.gaierror", "ssl.SSLError"})
+_CONNECTING = frozenset({"asyncpg.connect_utils", "asyncpg.pool", "sqlalchemy.pool.base", "sqlalchemy.pool.impl"})
+
+_VALIDATION_IN_REQUEST = frozenset(
+    {
+        "fastapi.exceptions.RequestValidationError",
+        "fastapi.exceptions.WebSocketRequestValidationError",
+        "rest_framework.exceptions.ValidationError",
+    }
+)
+_VALIDATION_HANDLED = frozenset(
+    {
+        "pydantic_core._pydantic_core.ValidationError",
+        "pydantic.v1.error_wrappers.ValidationError",
+        "pydantic.error_wrappers.ValidationError",
+        "marshmallow.exceptions.ValidationError",
+        "django.core.exceptions.ValidationError",
+        "jsonschema.exceptions.ValidationError",
+        "msgspec.ValidationError",
+    }
+)
+
+# The answers to a request that are made by raising: where their status stands.
+_STATUS_IN: dict[str, str | int] = {
+    "starlette.exceptions.HTTPException": "status_code",
+    "werkzeug.exceptions.HTTPException": "code",
+    "aiohttp.web_exceptions.HTTPException": "status",
+    "rest_framework.exceptions.APIException": "status_code",
+    "litestar.exceptions.http_exceptions.HTTPException": "status_code",
+    "tornado.web.HTTPError": "status_code",
+    "sanic.exceptions.SanicException": "status_code",
+    "django.http.response.Http404": 404,
+    "django.core.exceptions.PermissionDenied": 403,
+    "django.core.exceptions.BadRequest": 400,
+    "django.core.exceptions.SuspiciousOperation": 400,
+}
+
+_NOT_ERRORS = frozenset(
+    {
+        # cancelled
+        "asyncio.exceptions.CancelledError",
+        "concurrent.futures._base.CancelledError",
+        "trio.Cancelled",
+        "gevent.GreenletExit",
+        "greenlet.GreenletExit",
+        # ended as wished
+        "GeneratorExit",
+        "StopIteration",
+        "StopAsyncIteration",
+        "KeyboardInterrupt",
+        "bdb.BdbQuit",
+        # a worker told what to do with its job
+        "celery.exceptions.Ignore",
+        "celery.exceptions.Reject",
+        "celery.exceptions.Retry",
+        # the client went away
+        "starlette.requests.ClientDisconnect",
+        "starlette.websockets.WebSocketDisconnect",
+        "uvicorn.protocols.utils.ClientDisconnected",
+        "werkzeug.exceptions.ClientDisconnected",
+        "django.http.request.UnreadablePostError",
+        "websockets.exceptions.ConnectionClosedOK",
+    }
+)
+
+_IN_REQUEST = frozenset({"asgi", "wsgi", "starlette", "fastapi", "flask", "django", "aiohttp", "http"})
+_AT_THE_END = frozenset({"excepthook", "exit", "signal", "faulthandler", "crash"})
+
+
+def classify(evidence: Evidence, own: Sequence[tuple[str, str, str]] = ()) -> Verdict:
+    """
+    Severity and category of an error, and whether it is more than expected.
+
+    Args:
+        own: a team's own rules, which win: (category, ``module`` | ``host`` | ``logger``, value); each
+            also takes what is below its value, such as ``shop.billing.refunds`` or ``eu.api.example.com``.
+
+    Source: design.md, section 1, severity and category.
+    """
+    category, is_away = _cause_of(evidence)
+    category = _own_category(evidence, own) or category
+    severity, is_expected = _severity(evidence, is_away)
+    return Verdict(severity, category, not is_expected)
+
+
+def is_error(exc: BaseException) -> bool:
+    """
+    False for what only looks like an error.
+
+    That is: cancellation, Ctrl-C, an exit with code 0, a client that went away, and a group of only such.
+    """
+    for one in _members(exc):
+        if isinstance(one, SystemExit):
+            code = one.code
+            if code is None or (isinstance(code, int) and code == 0):
+                continue
+            return True
+        if _NOT_ERRORS.isdisjoint(_names_of(type(one))):
+            return True
+    return False
+
+
+def evidence_of(
+    exc: BaseException | None,
+    *,
+    message: str = "",
+    modules: tuple[str, ...] | None = None,
+    logger: str | None = None,
+    hosts: Iterable[str] = (),
+    mechanism: str | None = None,
+    handled: bool | None = None,
+    status_code: int | None = None,
+    level: str | None = None,
+    exit: bool = False,  # noqa: A002  (the word of the evidence)
+) -> Evidence:
+    """
+    The evidence of a live exception, with the facts that whoever caught it knows.
+
+    Calls no method that a user's class could override; at most 50 exceptions of a chain are looked at.
+
+    Args:
+        message: its text, made safely by the caller.
+        modules: of the frames; None reads them from the traceback.
+        status_code: None takes that of an HTTP exception.
+    """
+    if exc is None:
+        return Evidence(
+            message=message,
+            modules=modules or (),
+            logger=logger,
+            hosts=tuple(hosts),
+            mechanism=mechanism,
+            handled=handled,
+            status_code=status_code,
+            level=level,
+            exit=exit,
+        )
+    types = _names_of(type(exc))
+    causes: dict[str, None] = {}
+    found_hosts = dict.fromkeys(hosts)
+    for link in _chain(exc):
+        if link is not exc:
+            causes.update(dict.fromkeys(_names_of(type(link))))
+        if host := _host_of(link):
+            found_hosts[host] = None
+    return Evidence(
+        types=types,
+        cause_types=tuple(causes),
+        message=message,
+        modules=_modules_of(exc.__traceback__) if modules is None else modules,
+        logger=logger,
+        hosts=tuple(found_hosts),
+        mechanism=mechanism,
+        handled=handled,
+        status_code=_status_of(exc, types) if status_code is None else status_code,
+        level=level,
+        exit=exit,
+    )
+
+
+def qualified(kind: type) -> str:
+    """The qualified name of a class, ``shop.errors.OutOfStock``; builtins bare."""
+    module: object = kind.__module__
+    name: object = kind.__qualname__
+    if not isinstance(module, str) or not isinstance(name, str):  # a class may set them to anything
+        return "unknown"
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+# Severity
+
+
+def _severity(evidence: Evidence, is_away: bool) -> tuple[Severity, bool]:
+    if evidence.exit or evidence.level == "critical" or evidence.mechanism in _AT_THE_END:
+        return Severity.CRITICAL, False
+    if evidence.level == "warning":
+        return Severity.LOW, False
+    if is_away:
+        return Severity.CRITICAL, False
+    if evidence.level != "error" and _is_expected(evidence):
+        return Severity.MEDIUM, True
+    return Severity.HIGH, False
+
+
+def _is_expected(evidence: Evidence) -> bool:
+    if evidence.status_code is not None:
+        return 400 <= evidence.status_code < 500
+    types = set(evidence.types)
+    if not types.isdisjoint(_VALIDATION_IN_REQUEST):
+        return True
+    return evidence.handled is True and not types.isdisjoint(_VALIDATION_HANDLED)
+
+
+# Category
+
+
+def _cause_of(evidence: Evidence) -> tuple[str, bool]:
+    """What failed, and whether it is a database or Redis that cannot be reached."""
+    by_type = _type_category(evidence.types)
+    by_cause = _type_category(evidence.cause_types)
+    raised_in, module = _raising_library(evidence.modules)
+    is_bare = by_type in (None, "network") and not _BARE.isdisjoint(evidence.types)
+    if is_bare and raised_in:
+        by_type = raised_in
+    category = (
+        _host_category(evidence.hosts)
+        or _answer_category(evidence, by_cause)
+        or by_type
+        or by_cause
+        or _name_category(evidence)
+        or ("api" if evidence.mechanism in _IN_REQUEST or evidence.status_code is not None else "unknown")
+    )
+    return category, _is_away(evidence, raised_in if is_bare else None, module)
+
+
+def _is_away(evidence: Evidence, raised_in: str | None, module: str) -> bool:
+    types = {*evidence.types, *evidence.cause_types}
+    if not types.isdisjoint(_AWAY_TYPES):
+        return True
+    says_so = _AWAY_TEXT.search(evidence.message[:4096]) is not None
+    if says_so and not types.isdisjoint(_AWAY_TEXT_TYPES):
+        return True
+    if not types.isdisjoint(_AWAY_TEXT_TYPES) and not _LOST.isdisjoint(evidence.cause_types):
+        return True
+    if raised_in not in ("database", "queue"):
+        return False
+    if not _LOST.isdisjoint(evidence.types) or says_so:
+        return True
+    return "TimeoutError" in evidence.types and module in _CONNECTING
+
+
+def _own_category(evidence: Evidence, own: Sequence[tuple[str, str, str]]) -> str | None:
+    for category, kind, value in own:
+        if kind == "module":
+            names: Iterable[str] = (*evidence.types, *evidence.modules, *evidence.cause_types)
+            if any(_is_below(name, value) for name in names):
+                return category
+        elif kind == "host":
+            if any(_is_host_below(host, value) for host in evidence.hosts):
+                return category
+        elif kind == "logger" and evidence.logger is not None and _is_below(evidence.logger, value):
+            return category
+    return None
+
+
+def _answer_category(evidence: Evidence, by_cause: str | None) -> str | None:
+    """Of an exception that is an answer to a request: its status says more than its class."""
+    status = evidence.status_code
+    if status is None or not any(name in _STATUS_IN for name in evidence.types):
+        return None
+    if status in (401, 403):
+        return "authentication"
+    if status in (400, 422):
+        return "validation"
+    return "api" if status < 500 else by_cause or "api"
+
+
+def _type_category(types: Iterable[str]) -> str | None:
+    for name in types:
+        category = _TYPES.get(name) or _library_of(name)
+        if category is not None:
+            return category
+    return None
+
+
+def _host_category(hosts: Iterable[str]) -> str | None:
+    for host in hosts:
+        for known, category in _HOSTS.items():
+            if _is_host_below(host, known):
+                return category
+    return None
+
+
+def _name_category(evidence: Evidence) -> str | None:
+    """What the logger or the innermost module that is named for an integration speaks for."""
+    if evidence.logger and (category := _library_of(evidence.logger)):
+        return category
+    for name in (evidence.logger or "", *reversed(evidence.modules)):
+        for part in name.split("."):
+            word = part.partition("_")[0].lower()
+            if word in ("amocrm", "kommo"):
+                return "amocrm"
+            if word == "telegram":
+                return "telegram"
+    return None
+
+
+def _raising_library(modules: Sequence[str]) -> tuple[str | None, str]:
+    """Whose innermost frame it is, what only passes bytes or waits left out: (category, module)."""
+    for module in reversed(modules):
+        if module.partition(".")[0] not in _BETWEEN:
+            return _library_of(module), module
+    return None, ""
+
+
+@lru_cache(maxsize=2048)
+def _library_of(name: str) -> str | None:
+    while name:
+        if category := _LIBRARIES.get(name):
+            return category
+        name = name.rpartition(".")[0]
+    return None
+
+
+def _is_below(name: str, value: str) -> bool:
+    return name == value or name.startswith(value + ".")
+
+
+def _is_host_below(host: str, value: str) -> bool:
+    host, value = host.lower().rstrip("."), value.lower()
+    return host == value or host.endswith("." + value)
+
+
+# Live exceptions
+
+# Read past the class of an exception, which may have properties of these names.
+_CAUSE: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
+_CONTEXT: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
+_IS_SUPPRESSED: Callable[[BaseException], bool] = vars(BaseException)["__suppress_context__"].__get__
+_MEMBERS: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
+
+
+_names: dict[type, tuple[str, ...]] = {}
+
+
+def _names_of(kind: type) -> tuple[str, ...]:
+    names = _names.get(kind)
+    if names is None:
+        if len(_names) >= 1024:  # a program may make classes without end
+            _names.clear()
+        names = _names[kind] = tuple(qualified(one) for one in kind.__mro__ if one is not object)
+    return names
+
+
+def _members(exc: BaseException) -> Iterator[BaseException]:
+    """The exception, or all that are in its group."""
+    waiting, seen = [exc], 0
+    while waiting and seen < 1_000:
+        one = waiting.pop()
+        seen += 1
+        if isinstance(one, BaseExceptionGroup):
+            waiting.extend(_MEMBERS(one))
+        else:
+            yield one
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    """The exception, then what it came from and what is in its group, each once."""
+    waiting, seen = [exc], {id(exc)}
+    while waiting:
+        one = waiting.pop(0)
+        yield one
+        cause = _CAUSE(one)
+        if cause is None and not _IS_SUPPRESSED(one):
+            cause = _CONTEXT(one)
+        members = _MEMBERS(one) if isinstance(one, BaseExceptionGroup) else ()
+        for link in (cause, *members):
+            if link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
+                seen.add(id(link))
+                waiting.append(link)
+
+
+def _modules_of(traceback: TracebackType | None) -> tuple[str, ...]:
+    modules: list[str] = []
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__")
+        if isinstance(module, str):
+            modules.append(module)
+        if len(modules) >= 2 * _MOST_MODULES:
+            del modules[:_MOST_MODULES]
+        traceback = traceback.tb_next
+    return tuple(modules[-_MOST_MODULES:])
+
+
+def _status_of(exc: BaseException, types: tuple[str, ...]) -> int | None:
+    for name in types:
+        where = _STATUS_IN.get(name)
+        if isinstance(where, int):
+            return where
+        if where is not None:
+            status = _attribute(exc, where)
+            return status if isinstance(status, int) else None
+    return None
+
+
+def _host_of(exc: BaseException) -> str | None:
+    """The host that an HTTP library failed to talk to; only classes that are known for it are asked."""
+    roots = {name.partition(".")[0] for name in _names_of(type(exc))}
+    if roots.isdisjoint(("httpx", "requests", "aiohttp", "urllib3")):
+        return None
+    if "aiohttp" in roots and isinstance(host := _attribute(exc, "host"), str):
+        return host
+    for holder in ("request", "request_info", "pool"):
+        request = _attribute(exc, holder)
+        url = _attribute(request, "url")
+        if isinstance(url, str):
+            return _host_in(url)
+        for place in (url, request):
+            if isinstance(host := _attribute(place, "host"), str):
+                return host
+    return None
+
+
+def _host_in(url: str) -> str | None:
+    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    host = authority.rpartition("@")[2]
+    return host.partition(":")[0].lower() or None
+
+
+def _attribute(thing: object, name: str) -> object:
+    try:
+        return getattr(thing, name, None)
+    except Exception:  # a property of somebody else's class: httpx raises where no request is set
+        return None
