@@ -62,6 +62,10 @@ class Store(Protocol):
         """Call `wake` whenever another process has stored something, until cancelled; only a hint."""
         ...
 
+    def unhurried(self) -> Store:
+        """Another store on the same database that waits as long as it takes: for work on whole tables."""
+        ...
+
     async def close(self) -> None: ...
 
     def close_now(self) -> None: ...
@@ -88,12 +92,13 @@ class SqliteStore:
 
     dialect = "sqlite"
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, patience_s: float = 5) -> None:
+        self._database_url = database_url
         path = database_url.split("://", 1)[1].split("?", 1)[0]
         self.path = Path(path[1:] if path.startswith("/") else path)
         self._engine = sqlalchemy.create_engine(
             sqlalchemy.URL.create("sqlite", database=str(self.path)),
-            connect_args={"isolation_level": None, "timeout": 5, "check_same_thread": False},
+            connect_args={"isolation_level": None, "timeout": patience_s, "check_same_thread": False},
             pool_size=CONNECTIONS,
         ).execution_options(schema_translate_map={SCHEMA: None})
         event.listen(self._engine, "connect", _prepare_sqlite)
@@ -102,8 +107,10 @@ class SqliteStore:
         self._readers = ThreadPoolExecutor(CONNECTIONS - 1, "tocsin-sqlite-read")
 
     def read_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with _away(), self._engine.connect() as connection, connection.begin():
-            return work(connection, *args, **kwargs)
+        with _away():
+            _make_private(self.path)
+            with self._engine.connect() as connection, connection.begin():
+                return work(connection, *args, **kwargs)
 
     def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with _away():
@@ -124,6 +131,9 @@ class SqliteStore:
         """SQLite tells nobody of a change; who waits looks every now and then."""
         await asyncio.Event().wait()
 
+    def unhurried(self) -> SqliteStore:
+        return SqliteStore(self._database_url, patience_s=600)
+
     async def close(self) -> None:
         self.close_now()
 
@@ -138,7 +148,8 @@ class PostgresStore:
 
     dialect = "postgresql"
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, patience_s: float | None = 60) -> None:
+        self._database_url = database_url
         try:
             import asyncpg  # noqa: F401, PLC0415  (an optional library)
             from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
@@ -157,7 +168,7 @@ class PostgresStore:
             connect_args={
                 **self._connect_args,
                 "timeout": 10,
-                "command_timeout": 60,
+                "command_timeout": patience_s,
                 # Behind a transaction pooler a prepared statement may meet another session.
                 "statement_cache_size": 0,
                 "prepared_statement_cache_size": 0,
@@ -221,6 +232,9 @@ class PostgresStore:
         finally:
             connection.terminate()
 
+    def unhurried(self) -> PostgresStore:
+        return PostgresStore(self._database_url, patience_s=None)
+
     async def close(self) -> None:
         await self._engine.dispose()
 
@@ -269,9 +283,10 @@ def sqlstate(problem: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-# Classes and codes of PostgreSQL that pass by themselves: connection, resources, shutdown, read-only,
-# serialization, deadlock, lock and statement time-outs, missing rights on a fresh database excepted.
-_PASSING = ("08", "53", "57P", "58", "25006", "40001", "40P01", "55P03", "57014", "3D000", "28")
+# Codes of PostgreSQL that say nothing against the data: connection, resources, shutdown, read-only,
+# serialization, deadlock, lock and statement time-outs; and tables or rights that are missing, which
+# somebody will bring back. Whoever writes keeps what it has and tries again.
+_PASSING = ("08", "28", "53", "57P", "58", "25006", "3D000", "3F000", "40001", "40P01", "42501", "42703", "42P01", "55P03", "57014")
 
 
 @contextmanager
@@ -304,7 +319,7 @@ def _make_private(path: Path) -> None:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -65,7 +65,7 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
     rows |= {record.id: _Row.of(record) for record in firsts}
     first_seen = _first_seen(connection, rows.values(), known, now)
 
-    writing = _Writing(rows, counted, known, fresh, first_seen, now)
+    writing = _Writing(rows=rows, counted=counted, known=known, fresh=fresh, first_seen=first_seen, now=now)
     stored = []
     for entry in batch.entries:
         if isinstance(entry, Amendment):
@@ -161,6 +161,7 @@ class _Writing:
 
     def __init__(
         self,
+        *,
         rows: Mapping[str, _Row],
         counted: Collection[str],
         known: Mapping[str, Group],

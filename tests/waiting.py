@@ -1,0 +1,35 @@
+"""Wait for a condition, with a limit; no test sleeps for a time that somebody guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_EVERY_S = 0.02
+
+
+def eventually(condition: Callable[[], T], timeout_s: float = 10.0) -> T:
+    """The first true value of a condition; fails with the last one when the time is over."""
+    until = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > until:
+            raise AssertionError(f"still {value!r} after {timeout_s} s: {condition}")
+        time.sleep(_EVERY_S)
+    return value
+
+
+async def aeventually(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0) -> T:
+    """`eventually` in an event loop; the condition may be a coroutine function."""
+    until = time.monotonic() + timeout_s
+    while True:
+        found = condition()
+        value = await found if isinstance(found, Awaitable) else found
+        if value:
+            return value
+        if time.monotonic() > until:
+            raise AssertionError(f"still {value!r} after {timeout_s} s: {condition}")
+        await asyncio.sleep(_EVERY_S)

@@ -1,0 +1,120 @@
+"""
+Bring a database up to date, however many try at once and whenever one is killed.
+
+A migration is one transaction. On PostgreSQL it holds an advisory lock that ends with the transaction
+(so it works behind a pooler); on SQLite it holds the one write lock. Who comes second finds the work
+done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, inspect, text
+
+from tocsin.failures import SchemaMismatch
+from tocsin.store.engine import Store
+from tocsin.store.schema import SCHEMA
+
+EXPECTED = "0001"
+"""The schema that this code works with: the newest revision in ``migrations``. Revisions sort by age."""
+
+VERSION_TABLE = "tocsin_version"
+
+_LOCK = 0x746F6373696E  # "tocsin"
+_HOW_TO_MIGRATE = "run `tocsin migrate` of this version, or start its `tocsin serve`"
+_HOW_TO_UPGRADE = "a newer tocsin has migrated it; install that version here too"
+
+Say = Callable[[str], None]
+
+
+async def migrate(store: Store, say: Say | None = None) -> str:
+    """
+    Bring the database up to date and return its version; nothing happens when it is so already.
+
+    Args:
+        say: told in a few words what happens, as it happens.
+
+    Raises:
+        SchemaMismatch: the database is newer than this code.
+        StoreAway: the database is away; nothing was changed.
+    """
+    unhurried = store.unhurried()
+    try:
+        return await unhurried.write(_upgrade, say)
+    finally:
+        await unhurried.close()
+
+
+def migrate_now(store: Store, say: Say | None = None) -> str:
+    """`migrate` for a thread that has no event loop."""
+    unhurried = store.unhurried()
+    try:
+        return unhurried.write_now(_upgrade, say)
+    finally:
+        unhurried.close_now()
+
+
+def version(connection: Connection) -> str | None:
+    """The version that the database is at; None when it has no tables of tocsin's yet."""
+    schema = SCHEMA if connection.dialect.name == "postgresql" else None
+    if not inspect(connection).has_table(VERSION_TABLE, schema=schema):
+        return None
+    table = f"{schema}.{VERSION_TABLE}" if schema else VERSION_TABLE
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {table}")).scalar()  # noqa: S608
+    return found
+
+
+def require_current(found: str | None) -> None:
+    """Raise `SchemaMismatch` when a database at version `found` does not fit this code."""
+    if found is not None and found > EXPECTED:
+        raise SchemaMismatch(found, EXPECTED, _HOW_TO_UPGRADE)
+    if found != EXPECTED:
+        raise SchemaMismatch(found, EXPECTED, _HOW_TO_MIGRATE)
+
+
+def prepare_now(store: Store) -> None:
+    """
+    What a service does before it stores its first error: nothing, when all is well.
+
+    It makes tocsin's tables in a database that has none, and brings SQLite up to date, where nobody
+    else would. A PostgreSQL database that others use too is left to ``tocsin serve`` and ``migrate``;
+    so is one in which an early ``error_logs`` waits to be adopted.
+
+    Raises:
+        SchemaMismatch: the database is newer or older than this code; has what to do.
+        StoreAway: the database is away.
+    """
+    found, has_early_table = store.read_now(_look)
+    if found == EXPECTED:
+        return
+    is_empty = found is None and not has_early_table
+    if not is_empty and (store.dialect != "sqlite" or (found is not None and found > EXPECTED)):
+        require_current(found)
+    migrate_now(store)
+
+
+def _look(connection: Connection) -> tuple[str | None, bool]:
+    found = version(connection)
+    return found, found is None and inspect(connection).has_table("error_logs")
+
+
+def _upgrade(connection: Connection, say: Say | None) -> str:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    found = version(connection)
+    if found == EXPECTED:
+        return found
+    if found is not None and found > EXPECTED:
+        require_current(found)
+    from alembic import command  # noqa: PLC0415  (a service on a database that is ready never loads it)
+    from alembic.config import Config  # noqa: PLC0415
+
+    if say is not None:
+        say(f"migrating the database from {found or 'none'} to {EXPECTED}")
+    config = Config()
+    config.set_main_option("script_location", "tocsin.store:migrations")
+    config.attributes["connection"] = connection
+    config.attributes["say"] = say
+    command.upgrade(config, "head")
+    return EXPECTED

@@ -1,0 +1,1 @@
+"""One file for each step; it is frozen once it is released."""
