@@ -6,7 +6,7 @@
 ARGS ?=
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --progress-bar off
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types format bench gate
 

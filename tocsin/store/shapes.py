@@ -63,7 +63,9 @@ def outcome_text(outcome: groups.Acted) -> str:
     until = ""
     if group.status is Status.MUTED and group.muted_until:
         until = f" until {group.muted_until:%Y-%m-%d %H:%M} UTC"
-    return f"#{group.number} {'is' if outcome.changed else 'was'} {group.status}{'' if outcome.changed else ' before'}{until}"
+    if not outcome.changed:
+        return f"#{group.number} was {group.status} before{until}"
+    return f"#{group.number} is {group.status}{until}"
 
 
 def stats(found: queries.Stats, hours: int) -> Shape:

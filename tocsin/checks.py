@@ -1,0 +1,277 @@
+"""What `tocsin check` looks at: each part on its own, bounded in time, and with a way to mend it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from tocsin import clock
+from tocsin.failures import TocsinError
+from tocsin.settings import Settings
+from tocsin.store import Store, leases, migrate, open_store, queries
+from tocsin.store.engine import SqliteStore
+
+LIMIT_S = 10.0
+"""The longest that one part may take to answer."""
+
+_CLOCKS_APART_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one part stands; ``state`` is "ok", "off" (not set up) or "FAIL"."""
+
+    name: str
+    state: str
+    what: str
+    mend: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Check = Callable[[Settings], list[Finding]]
+
+
+def look(settings: Settings, problems: list[str]) -> Iterator[Finding]:
+    """
+    Look at everything at once and tell it in order.
+
+    Args:
+        problems: what was wrong with the settings when they were read.
+    """
+    if problems:
+        yield from (Finding("settings", "FAIL", problem, "put it right or take it out") for problem in problems)
+    else:
+        yield Finding("settings", "ok", "every name is known and every value can be read")
+    running = [_Running(name, check, settings) for name, check in CHECKS.items()]
+    for one in running:
+        yield from one.findings()
+
+
+class _Running:
+    """One check in a thread of its own: what hangs is left behind, and said."""
+
+    def __init__(self, name: str, check: Check, settings: Settings) -> None:
+        self.name = name
+        self._check = check
+        self._settings = settings
+        self._findings: list[Finding] = []
+        self._begun = clock.now()
+        self._thread = threading.Thread(target=self._run, name=f"tocsin-check-{name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._findings = self._check(self._settings)
+        except Exception as problem:
+            what = str(problem) if isinstance(problem, TocsinError) else f"{type(problem).__name__}: {problem}"
+            self._findings = [Finding(self.name, "FAIL", _without_secrets(what, self._settings), _MEND[self.name])]
+
+    def findings(self) -> list[Finding]:
+        left_s = LIMIT_S - (clock.now() - self._begun).total_seconds()
+        self._thread.join(max(left_s, 0))
+        if self._thread.is_alive():
+            return [Finding(self.name, "FAIL", f"no answer within {LIMIT_S:g} s", _SILENCE[self.name])]
+        return self._findings
+
+
+_SILENCE = {
+    "database": "see whether a firewall swallows what goes to it, and whether TOCSIN_DATABASE_URL has the right port",
+    "telegram": "set TOCSIN_TELEGRAM_PROXY, or TOCSIN_TELEGRAM_API_URL, when this network lets nothing through to it",
+    "spool": "put TOCSIN_SPOOL_DIR on a local disk",
+}
+_MEND = {
+    "database": "start it, or put TOCSIN_DATABASE_URL right",
+    "telegram": "put TOCSIN_TELEGRAM_TOKEN right; set TOCSIN_TELEGRAM_PROXY when this network needs one",
+    "spool": "set TOCSIN_SPOOL_DIR to a folder on a local disk that this user may write to",
+}
+
+
+def _without_secrets(what: str, settings: Settings) -> str:
+    for secret in settings.secrets():
+        what = what.replace(secret, "***")
+    return what[:500]
+
+
+# The database.
+
+
+def check_database(settings: Settings) -> list[Finding]:
+    """Reach it, know its schema, write for real, see who else could read it, and compare the clocks."""
+    try:
+        store = open_store(settings.database_url)
+    except TocsinError as problem:
+        return [Finding("database", "FAIL", str(problem), "put TOCSIN_DATABASE_URL right")]
+    if isinstance(store, SqliteStore) and not store.path.exists():
+        return [_new_file(store.path)]
+    try:
+        return list(_database_findings(store))
+    finally:
+        store.close_now()
+
+
+def _new_file(path: Path) -> Finding:
+    """A database that nobody has made yet is no fault, when it can be made."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if os.access(folder, os.W_OK | os.X_OK):
+        return Finding("database", "ok", f"sqlite: {path} is not there yet; it is made with the first error")
+    return Finding("database", "FAIL", f"sqlite: {path} cannot be made in {folder}", _MEND["database"])
+
+
+def _database_findings(store: Store) -> Iterator[Finding]:
+    found = store.read_now(migrate.version)
+    if found != migrate.EXPECTED:
+        what = f"{store.dialect}: schema {found or 'none'}, this tocsin needs {migrate.EXPECTED}"
+        is_older = found is None or found < migrate.EXPECTED
+        yield Finding("database", "FAIL", what, "run `tocsin migrate`" if is_older else "install the newer tocsin")
+        return
+    try:
+        store.write_now(queries.probe_write, clock.now())
+    except TocsinError as problem:
+        yield Finding("database", "FAIL", f"{store.dialect}: reads, but cannot write: {problem}", _MEND_WRITE)
+    else:
+        yield Finding("database", "ok", f"{store.dialect}: reads and writes, schema {found}")
+    yield _access(store)
+    yield _clocks(store)
+    yield _server(store)
+
+
+_MEND_WRITE = "free its disk, or point TOCSIN_DATABASE_URL at the primary with a user that may write"
+
+# Readable by others: no row level security, or a policy for a role of the public that has rights too.
+_OPEN_TABLES = text("""
+    SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p')
+      AND (n.nspname = 'tocsin' OR n.nspname = current_schema() AND c.relname = 'error_logs')
+      AND (NOT c.relrowsecurity
+           OR EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid)
+              AND EXISTS (SELECT FROM pg_roles r WHERE r.rolname IN ('anon', 'authenticated')
+                          AND has_table_privilege(r.oid, c.oid, 'SELECT')))
+    ORDER BY 1
+""")
+
+
+def _access(store: Store) -> Finding:
+    if isinstance(store, SqliteStore):
+        return _private("access", store.path, f"chmod 600 {store.path}")
+    tables = store.read_now(lambda connection: connection.scalars(_OPEN_TABLES).all())
+    if not tables:
+        return Finding("access", "ok", "every table has row level security")
+    todo = "; ".join(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY" for name in tables)
+    return Finding(
+        "access", "FAIL", f"open to others: {', '.join(tables)}", f"{todo}; and drop policies for the public"
+    )
+
+
+def _private(name: str, path: Path, mend: str) -> Finding:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        return Finding(name, "FAIL", f"{path} can be read by others (mode {mode:03o})", mend)
+    return Finding(name, "ok", f"{path} belongs to this user alone")
+
+
+def _clocks(store: Store) -> Finding:
+    if store.dialect == "sqlite":
+        return Finding("clock", "ok", "the database has this machine's clock")
+    before = clock.now()
+    there: datetime = store.read_now(lambda connection: connection.scalar(text("SELECT clock_timestamp()")))
+    here = before + (clock.now() - before) / 2
+    apart_s = abs((there - here).total_seconds())
+    what = f"{apart_s:.1f} s between the database's clock and this machine's"
+    if apart_s <= _CLOCKS_APART_S:
+        return Finding("clock", "ok", what)
+    return Finding("clock", "FAIL", what, "set both by NTP")
+
+
+def _server(store: Store) -> Finding:
+    if holder := store.read_now(leases.holder, "alerts"):
+        return Finding("server", "ok", f"{holder} looks for what is to be alerted")
+    return Finding("server", "off", "no `tocsin serve` is at work on this database, so nothing rings")
+
+
+# The other parts.
+
+
+def check_telegram(settings: Settings) -> list[Finding]:
+    """Ask the bot for its name, and for each chat whether it is there; nothing is sent."""
+    if not settings.telegram_token:
+        return [Finding("telegram", "off", "no TOCSIN_TELEGRAM_TOKEN; `tocsin setup telegram` helps to set it up")]
+    try:
+        import telegram  # noqa: F401, PLC0415  (an optional library)
+    except ImportError:
+        return [Finding("telegram", "FAIL", "its library is not installed", "pip install 'tocsin[server]'")]
+    return asyncio.run(_telegram_findings(settings))
+
+
+async def _telegram_findings(settings: Settings) -> list[Finding]:
+    from telegram import Bot  # noqa: PLC0415
+    from telegram.error import InvalidToken, TelegramError  # noqa: PLC0415
+    from telegram.request import HTTPXRequest  # noqa: PLC0415
+
+    request = HTTPXRequest(proxy=settings.telegram_proxy, connect_timeout=5, read_timeout=5)
+    bot = Bot(settings.telegram_token or "", base_url=settings.telegram_api_url, request=request)
+    try:
+        try:
+            me = await bot.get_me()
+        except InvalidToken:
+            return [Finding("telegram", "FAIL", "Telegram does not know this token", _UNKNOWN_TOKEN)]
+        except TelegramError as problem:
+            what = _without_secrets(f"{settings.telegram_api_url} cannot be reached: {problem}", settings)
+            return [Finding("telegram", "FAIL", what, _SILENCE["telegram"])]
+        findings = [Finding("telegram", "ok", f"the bot is @{me.username}")]
+        if not settings.telegram_chat_ids:
+            findings.append(Finding("telegram", "FAIL", "no chat gets alerts", _MEND_CHATS))
+        for chat_id in settings.telegram_chat_ids:
+            try:
+                chat = await bot.get_chat(chat_id)
+            except TelegramError as problem:
+                what = _without_secrets(f"chat {chat_id}: {problem}", settings)
+                findings.append(Finding("telegram", "FAIL", what, f"add @{me.username} to it, or write to it once"))
+            else:
+                findings.append(Finding("telegram", "ok", f"chat {chat_id}: {chat.effective_name or chat.type}"))
+        return findings
+    finally:
+        await request.shutdown()
+
+
+_UNKNOWN_TOKEN = "copy TOCSIN_TELEGRAM_TOKEN anew from @BotFather"  # noqa: S105
+_MEND_CHATS = "run `tocsin setup telegram`, or set TOCSIN_TELEGRAM_CHAT_IDS"
+
+
+def check_spool(settings: Settings) -> list[Finding]:
+    """Write to it as a service would, see that nobody else reads it, and how full it is."""
+    folder = Path(settings.spool_dir)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x" * 4096)
+            os.fsync(probe.fileno())
+    except OSError as problem:
+        return [Finding("spool", "FAIL", f"{folder}: {problem.strerror or problem}", _MEND["spool"])]
+    private = _private("spool", folder, f"chmod 700 {folder}")
+    if private.state == "FAIL":
+        return [private]
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    most = settings.spool_max_bytes or min(2**30, (free + used) // 10)
+    what = f"{folder}: {used / 2**20:.1f} of {most / 2**20:.0f} MiB used"
+    if used >= most * 0.8:
+        return [Finding("spool", "FAIL", what, "see whether the database can be reached: nothing is taken out of it")]
+    if free < 64 * 2**20:
+        return [Finding("spool", "FAIL", f"{what}; only {free / 2**20:.0f} MiB left on the disk", "free the disk")]
+    return [Finding("spool", "ok", what)]
+
+
+CHECKS: dict[str, Check] = {"database": check_database, "telegram": check_telegram, "spool": check_spool}

@@ -1,0 +1,701 @@
+"""
+The command line: one function a command.
+
+Exit codes: 0 done, 1 failed or not found, 2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tocsin import __version__, clock
+from tocsin.failures import BadInput, NotFound, SettingsError, StoreAway, TocsinError
+from tocsin.lifecycle import IllegalTransition, Status, Trigger
+from tocsin.model import Severity
+from tocsin.settings import Settings, as_text, reference
+from tocsin.terminal import COLOURS, moment, painted, safe, table
+from tocsin.text import STACK_LIMIT, clean
+
+# A command imports what it needs when it runs: `tocsin run` must start as fast as the program it runs.
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    from tocsin.store import Store
+
+OK, FAILED, USAGE = 0, 1, 2
+
+Command = Callable[[argparse.Namespace], int]
+
+MOST_NUMBERS = 1000
+"""The most groups that one command acts on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the entry point ``tocsin``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["run"] and not {"-h", "--help"} & set(argv[1:2]):
+        return run(argv[1:])  # argparse would take what belongs to the user's program
+    arguments = parser().parse_args(argv)
+    if not hasattr(arguments, "command"):
+        parser().print_help()
+        return USAGE
+    try:
+        return int(arguments.command(arguments))
+    except SettingsError as wrong:
+        return _failed(*wrong.problems, code=USAGE)
+    except BadInput as wrong:
+        return _failed(str(wrong), code=USAGE)
+    except StoreAway as away:
+        return _failed(f"the database cannot be reached: {away}", "`tocsin check` looks at every part")
+    except TocsinError as problem:
+        return _failed(str(problem))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _failed(*lines: str, code: int = FAILED) -> int:
+    for line in lines:
+        print(f"tocsin: {safe(line)}", file=sys.stderr)
+    return code
+
+
+# Programs: the demo, a user's program, the server.
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """The demo."""
+    from tocsin.demo import play
+
+    return play(seconds=arguments.seconds, port=arguments.port)
+
+
+def run(argv: list[str]) -> int:
+    """A user's program, instrumented; wrong settings are said, and never stop it."""
+    from tocsin.run import run as run_program
+
+    traces = False
+    while argv and argv[0].startswith("-"):
+        option = argv.pop(0)
+        if option == "--":
+            break
+        if option != "--traces":
+            return _failed(f"run: there is no option {option}; try `tocsin run --help`", code=USAGE)
+        traces = True
+    if not argv:
+        return _failed("run: which program? For example: tocsin run -- uvicorn app:app", code=USAGE)
+    settings, problems = Settings.load_leniently(traces=traces or None)
+    return run_program(argv, traces=settings.traces, settings=settings, problems=problems)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """The server."""
+    from tocsin.serve import serve as serve_until_stopped
+
+    return serve_until_stopped(Settings.load(), host=arguments.host, port=arguments.port)
+
+
+# Setting up and upkeep.
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """What is set up, and whether it works."""
+    settings, problems = Settings.load_leniently()
+    if arguments.settings:
+        return _list_settings(settings, problems, as_json=arguments.json)
+    from tocsin.checks import look
+
+    findings = []
+    for finding in look(settings, problems):
+        findings.append(finding)
+        if not arguments.json:
+            state = painted(f"{finding.state:4}", COLOURS[finding.state])
+            mend = f"; {finding.mend}" if finding.mend else ""
+            print(f"{state} {finding.name}: {safe(finding.what)}{safe(mend)}", flush=True)
+    works = all(finding.state != "FAIL" for finding in findings)
+    if arguments.json:
+        _print_json({"success": works, "checks": [finding.as_json() for finding in findings]})
+    return OK if works else FAILED
+
+
+def _list_settings(settings: Settings, problems: list[str], *, as_json: bool) -> int:
+    rows = []
+    for (name, default, about), one in zip(reference(), fields(Settings), strict=True):
+        value = getattr(settings, one.name)
+        if one.metadata["secret"] and value is not None:
+            value = "***"
+        rows.append({"name": name, "default": default, "value": as_text(value), "about": about})
+    if as_json:
+        _print_json({"success": not problems, "settings": rows, "problems": problems})
+    else:
+        print(table(("SETTING", "VALUE", "DEFAULT", "WHAT"), [[*_in_order(row)] for row in rows]))
+        for problem in problems:
+            print(f"{painted('FAIL', 'red')} {safe(problem)}")
+    return USAGE if problems else OK
+
+
+def _in_order(row: dict[str, str]) -> tuple[str, ...]:
+    value = "" if row["value"] == row["default"] else row["value"]
+    return row["name"], value, row["default"], row["about"]
+
+
+def setup_telegram(arguments: argparse.Namespace) -> int:
+    """Chat and person for alerts, found by a message to the bot."""
+    from tocsin.alerts.setup import setup
+
+    return setup(Settings.load())
+
+
+def migrate(arguments: argparse.Namespace) -> int:
+    """The database's tables, brought up to date."""
+    from tocsin.store import open_store
+    from tocsin.store.migrate import migrate_now
+
+    store = open_store(Settings.load().database_url)
+    try:
+        migrate_now(store, say=lambda line: print(safe(line), flush=True))
+    finally:
+        store.close_now()
+    return OK
+
+
+def test_alert(arguments: argparse.Namespace) -> int:
+    """A test message on every channel."""
+    import asyncio
+
+    from tocsin.alerts.scheduler import send_test
+    from tocsin.store import open_store
+
+    settings = Settings.load()
+
+    async def send() -> list[tuple[str, str, str | None]]:
+        store = open_store(settings.database_url)
+        try:
+            return await send_test(settings, store)
+        finally:
+            await store.close()
+
+    results = asyncio.run(send())
+    for channel, target, problem in results:
+        word = "ok" if problem is None else "FAIL"
+        print(
+            f"{painted(f'{word:4}', COLOURS[word])} {channel} {safe(target)}"
+            + (f": {safe(problem)}" if problem else "")
+        )
+    if not results:
+        return _failed("no channel is set up; `tocsin setup telegram` sets one up")
+    return OK if all(problem is None for _, _, problem in results) else FAILED
+
+
+# Errors and groups: what is there.
+
+
+@contextmanager
+def _store() -> Iterator[Store]:
+    """The database that the settings name, ready for use."""
+    from tocsin.store import open_store
+    from tocsin.store.migrate import prepare_now
+
+    store = open_store(Settings.load().database_url)
+    try:
+        prepare_now(store)
+        yield store
+    finally:
+        store.close_now()
+
+
+def errors(arguments: argparse.Namespace) -> int:
+    """The newest errors, or groups."""
+    return _list_groups(arguments) if arguments.groups else _list_errors(arguments)
+
+
+def _list_errors(arguments: argparse.Namespace) -> int:
+    from tocsin.store import queries, shapes
+
+    if arguments.status not in (None, "resolved", "unresolved"):
+        raise BadInput("--status", "an error is resolved or unresolved; with --groups also " + ", ".join(Status))
+    with _store() as store:
+        rows, following = store.read_now(
+            queries.list_errors,
+            **_filters(arguments),
+            resolved=None if arguments.status is None else arguments.status == "resolved",
+            group=arguments.group,
+        )
+    if arguments.json:
+        return _print_json(shapes.error_list(rows, following))
+    if not rows:
+        return _say("no errors")
+    print(_table_of_errors(rows))
+    return _say_more(following)
+
+
+def _table_of_errors(rows: Sequence[dict[str, Any]]) -> str:
+    heads = ("WHEN (UTC)", "GROUP", "SEVERITY", "CATEGORY", "COUNT", "SERVICE", "MESSAGE")
+    cells = [
+        (
+            moment(row["timestamp"]),
+            "" if row["group"] is None else f"#{row['group']}",
+            row["severity"],
+            row["category"],
+            row["count"],
+            row["service"],
+            ": ".join(filter(None, (row["exception_type"], row["message"]))),
+        )
+        for row in rows
+    ]
+    return table(heads, cells)
+
+
+def _list_groups(arguments: argparse.Namespace) -> int:
+    from tocsin.store import groups, shapes
+
+    if arguments.status == "unresolved" or arguments.group is not None:
+        raise BadInput("--groups", f"goes with --status {', '.join(Status)}, and not with --group")
+    with _store() as store:
+        status = Status(arguments.status) if arguments.status else None
+        found, following = store.read_now(groups.list_groups, **_filters(arguments), status=status)
+    if arguments.json:
+        return _print_json(shapes.group_list(found, following))
+    if not found:
+        return _say("no groups")
+    heads = ("GROUP", "STATUS", "SEVERITY", "CATEGORY", "COUNT", "LAST SEEN (UTC)", "SERVICE", "TITLE")
+    cells = [
+        (
+            f"#{one.number}",
+            one.status,
+            one.severity,
+            one.category,
+            one.count,
+            moment(one.last_seen),
+            one.service,
+            one.title,
+        )
+        for one in found
+    ]
+    print(table(heads, cells))
+    return _say_more(following)
+
+
+def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("severity", "category", "service", "environment", "q", "limit", "before")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """One group with all that is known of it."""
+    from tocsin.store import groups, shapes
+
+    with _store() as store:
+        number = _number(arguments.group) if _is_number(arguments.group) else None
+        if number is None:
+            number = store.read_now(groups.number_of_error, arguments.group)
+        shape = store.read_now(shapes.whole_group, number, clock.now())
+    if arguments.json:
+        return _print_json(shape)
+    print("\n".join(_told(shape)))
+    return OK
+
+
+def _told(shape: dict[str, Any]) -> Iterator[str]:
+    """A group in lines for people."""
+    group = shape["group"]
+    yield painted(f"#{group['number']} {safe(group['title'])}", "bold")
+    yield ""
+    for name in ("status", "severity", "category", "culprit", "service", "environment", "count", "regressions"):
+        if group[name]:
+            yield f"{name:14}{painted(safe(group[name]), COLOURS.get(str(group[name])))}"
+    yield f"{'first seen':14}{moment(group['first_seen'])} UTC"
+    yield f"{'last seen':14}{moment(group['last_seen'])} UTC"
+    if group["resolved_at"]:
+        in_release = f" in {group['resolved_in_release']}" if group["resolved_in_release"] else ""
+        yield f"{'resolved':14}{moment(group['resolved_at'])} UTC by {safe(group['resolved_by'])}{safe(in_release)}"
+    if group["muted_until"]:
+        yield f"{'muted until':14}{moment(group['muted_until'])} UTC"
+    if shape["errors"]:
+        yield from _told_error(shape["errors"][0])
+    if len(shape["errors"]) > 1:
+        yield ""
+        yield _table_of_errors(shape["errors"])
+    if shape["history"]:
+        yield ""
+        yield table(
+            ("WHEN (UTC)", "WHO", "BY WAY OF", "WHAT", ""),
+            [(moment(row["at"]), row["actor"], row["via"], row["action"], row["detail"]) for row in shape["history"]],
+        )
+
+
+def _told_error(error: dict[str, Any]) -> Iterator[str]:
+    """The newest error: what it says, where, and in which context."""
+    yield ""
+    yield painted(f"The newest error, {error['id']}", "bold")
+    for name in ("release", "trace_id", "mechanism"):
+        if error[name]:
+            yield f"{name:14}{safe(error[name])}"
+    for key, value in sorted((error["context"] or {}).items()):
+        if key not in ("tocsin.frames", "tocsin.exception.causes"):
+            yield f"{safe(key)}: {safe(value)}"
+    yield ""
+    yield clean(error["stack"] or error["message"], STACK_LIMIT).rstrip()
+
+
+def stats(arguments: argparse.Namespace) -> int:
+    """How many errors there were lately."""
+    from tocsin.store import queries, shapes
+
+    with _store() as store:
+        found = store.read_now(
+            queries.stats,
+            arguments.hours,
+            clock.now(),
+            service=arguments.service,
+            environment=arguments.environment,
+        )
+    if arguments.json:
+        return _print_json(shapes.stats(found, arguments.hours))
+    print(painted(f"{found.total} errors within {arguments.hours} h; {found.unresolved} not resolved", "bold"))
+    for head, counts in (
+        ("SEVERITY", found.by_severity),
+        ("CATEGORY", found.by_category),
+        ("SERVICE", found.by_service),
+    ):
+        if counts:
+            print(f"\n{table((head, 'COUNT'), list(counts.items()))}")
+    hours = [(f"{hour:%m-%d %H:%M}", sum(by_severity.values())) for hour, by_severity in found.by_hour]
+    most = max((count for _, count in hours), default=0)
+    if most:
+        bars = [(hour, count, "█" * -(-count * 40 // most)) for hour, count in hours]
+        print(f"\n{table(('HOUR (UTC)', 'COUNT', ''), bars)}")
+    return OK
+
+
+def alerts(arguments: argparse.Namespace) -> int:
+    """What rang, and whether it arrived."""
+    from tocsin.store import shapes
+    from tocsin.store.alerts import list_alerts
+
+    with _store() as store:
+        found, following = store.read_now(list_alerts, limit=arguments.limit, before=arguments.before)
+    if arguments.json:
+        return _print_json(shapes.alert_list(found, following))
+    if not found:
+        return _say("no alerts")
+    heads = ("WHEN (UTC)", "GROUP", "WHY", "SEVERITY", "SERVICE", "DELIVERIES")
+    cells = []
+    for one in found:
+        ways = [
+            f"{way.channel} {way.target} {way.state}" + (f": {way.last_error}" if way.last_error else "")
+            for way in one.deliveries
+        ]
+        number = "" if one.number is None else f"#{one.number}"
+        alert = one.alert
+        cells.append((moment(alert.created_at), number, alert.reason, alert.severity, alert.service, "; ".join(ways)))
+    print(table(heads, cells))
+    return _say_more(following)
+
+
+# Errors and groups: what people do to them.
+
+
+def _acting(trigger: Trigger) -> Command:
+    def act(arguments: argparse.Namespace) -> int:
+        return _act(arguments, trigger)
+
+    return act
+
+
+def mute(arguments: argparse.Namespace) -> int:
+    """Some groups, silent for a while."""
+    *words, last = arguments.groups
+    if words and not _is_number(last) and re.fullmatch(r"[0-9]+[a-z]+", last):
+        arguments.groups, arguments.span = words, _span(last)
+    return _act(arguments, Trigger.MUTE, until=clock.now() + arguments.span)
+
+
+def _act(arguments: argparse.Namespace, trigger: Trigger, *, until: datetime | None = None) -> int:
+    from tocsin.store import groups, shapes
+
+    numbers = _numbers(arguments.groups)
+    by = f"cli: {_user()}"
+    outcomes: list[dict[str, Any]] = []
+    with _store() as store:
+        for number in numbers:
+            try:
+                acted = store.write_now(groups.act, number, trigger, by=by, via="cli", now=clock.now(), until=until)
+            except (NotFound, IllegalTransition) as problem:
+                outcomes.append({"success": False, "error": str(problem)})
+            else:
+                outcomes.append(shapes.acted(acted))
+            if not arguments.json:
+                _print_outcome(outcomes[-1])
+        # A server does this too, behind its answer; without one at work it is done here.
+        while trigger in (Trigger.RESOLVE, Trigger.REOPEN) and store.write_now(groups.settle_rows):
+            pass
+    done = all(outcome["success"] for outcome in outcomes)
+    if arguments.json:
+        _print_json(outcomes[0] if len(outcomes) == 1 else {"success": done, "results": outcomes})
+    return OK if done else FAILED
+
+
+def _print_outcome(outcome: dict[str, Any]) -> None:
+    if outcome["success"]:
+        print(f"{safe(outcome['message'])}  {safe(outcome['group']['title'])}")
+    else:
+        _failed(outcome["error"])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+_NUMBER = re.compile(r"#?([0-9]{1,9})")
+_RANGE = re.compile(r"#?([0-9]{1,9})-#?([0-9]{1,9})")
+
+
+def _is_number(word: str) -> bool:
+    return _NUMBER.fullmatch(word) is not None
+
+
+def _number(word: str) -> int:
+    match = _NUMBER.fullmatch(word)
+    if match is None:
+        raise BadInput(word[:40], "give the number of a group, such as 42")
+    return int(match[1])
+
+
+def _numbers(words: Sequence[str]) -> list[int]:
+    """The groups that words name: ``42``, ``#43``, ``50-60``; each once, in the order given."""
+    found: dict[int, None] = {}
+    for word in (part for given in words for part in given.split(",") if part):
+        if match := _RANGE.fullmatch(word):
+            first, last = int(match[1]), int(match[2])
+            if not first <= last < first + MOST_NUMBERS:
+                raise BadInput(word, f"give the smaller number first, and at most {MOST_NUMBERS} groups")
+            found |= dict.fromkeys(range(first, last + 1))
+        else:
+            found[_number(word)] = None
+    if not found or len(found) > MOST_NUMBERS:
+        raise BadInput("groups", f"give 1 to {MOST_NUMBERS} groups, such as: 42 43 50-60")
+    return list(found)
+
+
+# How things are printed.
+
+
+def _print_json(shape: Any) -> int:
+    from tocsin.store.shapes import as_json
+
+    text = as_json(shape, indent=2)
+    print(text.encode("utf-8", "backslashreplace").decode())
+    return OK
+
+
+def _say(text: str) -> int:
+    print(text)
+    return OK
+
+
+def _say_more(following: str | None) -> int:
+    if following is not None:
+        print(painted(f"There are more: --before {following}", "dim"))
+    return OK
+
+
+# The arguments.
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help keeps the lines of its examples; wrong usage names the command's help."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message}; try `{self.prog} --help`\n")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
+            raise argparse.ArgumentTypeError(f"give a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _seconds(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value) or float(value) < 5:
+        raise argparse.ArgumentTypeError("give 5 seconds or more")
+    return float(value)
+
+
+def _span(value: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", value)
+    span = timedelta(seconds=int(match[1]) * _UNITS_S[match[2]]) if match else timedelta()
+    if not timedelta() < span <= timedelta(days=366):
+        raise argparse.ArgumentTypeError("give a length of time such as 30m, 2h or 1d, at most a year")
+    return span
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their arguments; ``command`` is the function to call."""
+    top = _Parser(
+        prog="tocsin",
+        description="Crash protection, error tracking and alerting for services.",
+        epilog="Settings are read from TOCSIN_* in the environment, from .env and from tocsin.toml;\n"
+        "`tocsin check --settings` lists them. `tocsin demo` shows all of it within seconds.",
+    )
+    top.add_argument("--version", action="version", version=f"tocsin {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    def add(
+        name: str, run_it: Callable[[argparse.Namespace], int], about: str, *examples: str
+    ) -> argparse.ArgumentParser:
+        epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+        one = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog)
+        one.set_defaults(command=run_it)
+        return one
+
+    one = add("demo", demo, "a small shop that fails in many ways, and what you hear of it", "tocsin demo --seconds 20")
+    one.add_argument("--seconds", type=_seconds, metavar="N", help="end after so many seconds (default: at Ctrl-C)")
+    one.add_argument("--port", type=_whole(1, 65535), metavar="P", help="port of the server (default: a free one)")
+
+    one = add(
+        "run",
+        lambda arguments: run(arguments.program),
+        "run a program instrumented, without a change in its code",
+        "tocsin run -- uvicorn app:app --workers 4",
+        "TOCSIN_SERVICE=shop tocsin run -- python app.py",
+        "tocsin run --traces -- uvicorn app:app",
+    )
+    one.add_argument("--traces", action="store_true", help="add the OpenTelemetry ASGI instrumentation")
+    one.add_argument("program", nargs="...", metavar="[--] PROGRAM …", help="the program and its own arguments")
+
+    one = add(
+        "serve",
+        serve,
+        "debug API, page, alerts and bot in one process",
+        "tocsin serve",
+        "tocsin serve --host 0.0.0.0 --port 4318",
+    )
+    one.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    one.add_argument("--port", type=_whole(1, 65535), default=4318, metavar="P", help="default: 4318")
+
+    one = add("check", check, "what is set up and whether it works; exit 1 if not", "tocsin check --settings")
+    one.add_argument("--settings", action="store_true", help="list every setting with its value; secrets as ***")
+    _add_json(one)
+
+    setup = add("setup", lambda arguments: _which(setup), "set up a channel", "tocsin setup telegram")
+    channels = setup.add_subparsers(title="channels", metavar="CHANNEL", parser_class=_Parser)
+    telegram = channels.add_parser(
+        "telegram",
+        help="find chat and person by a message to the bot",
+        description="Waits for /start from you, writes chat and person into .env, and sends a test.\n"
+        "Set TOCSIN_TELEGRAM_TOKEN first; @BotFather gives you one.",
+    )
+    telegram.set_defaults(command=setup_telegram)
+
+    one = add(
+        "errors",
+        errors,
+        "the newest errors, or groups of them",
+        "tocsin errors --severity critical --limit 10",
+        "tocsin errors --groups --status open",
+        "tocsin errors --json | jq '.errors[0].stack'",
+    )
+    one.add_argument("--groups", action="store_true", help="groups instead of single errors")
+    one.add_argument("--severity", choices=[*Severity], metavar="WORD", help=", ".join(Severity))
+    one.add_argument("--category", metavar="WORD", help="such as database, amocrm, api")
+    one.add_argument(
+        "--status", choices=["unresolved", *Status], metavar="WORD", help=f"unresolved, {', '.join(Status)}"
+    )
+    one.add_argument("--group", type=_group_number, metavar="N", help="only errors of this group")
+    one.add_argument("-q", metavar="TEXT", help="only with this text")
+    _add_where(one)
+    _add_page(one)
+    _add_json(one)
+
+    one = add("show", show, "one group: where, how often, stack, history", "tocsin show 42", "tocsin show 42 --json")
+    one.add_argument("group", metavar="N", help="number of a group, or id of an error")
+    _add_json(one)
+
+    for name, trigger, about in (
+        ("resolve", Trigger.RESOLVE, "it is mended; if it comes back, it rings again"),
+        ("reopen", Trigger.REOPEN, "it is not mended after all"),
+        ("ack", Trigger.ACKNOWLEDGE, "somebody is at it"),
+        ("ignore", Trigger.IGNORE, "never ring for it again"),
+    ):
+        one = add(name, _acting(trigger), f"groups: {about}", f"tocsin {name} 42", f"tocsin {name} 42 43 50-60")
+        _add_groups(one)
+        _add_json(one)
+
+    one = add(
+        "mute", mute, "groups: no ring for a while", "tocsin mute 42", "tocsin mute 42 43 2h", "tocsin mute 42 1d"
+    )
+    _add_groups(one)
+    one.add_argument("--for", dest="span", type=_span, default=timedelta(hours=1), metavar="TIME", help="default: 1h")
+    _add_json(one)
+
+    one = add("stats", stats, "how many errors there were lately", "tocsin stats --hours 168")
+    one.add_argument("--hours", type=_whole(1, 24 * 366), default=24, metavar="N", help="default: 24")
+    _add_where(one)
+    _add_json(one)
+
+    one = add("alerts", alerts, "what rang, why, and whether it arrived", "tocsin alerts --limit 5")
+    _add_page(one)
+    _add_json(one)
+
+    add("test-alert", test_alert, "send a test message on every channel")
+    add("migrate", migrate, "bring the database's tables up to date")
+    return top
+
+
+def _which(setup: argparse.ArgumentParser) -> int:
+    setup.print_help(sys.stderr)
+    return USAGE
+
+
+def _group_number(value: str) -> int:
+    if not _is_number(value):
+        raise argparse.ArgumentTypeError("give the number of a group, such as 42")
+    return _number(value)
+
+
+def _add_groups(one: argparse.ArgumentParser) -> None:
+    one.add_argument("groups", nargs="+", metavar="N", help="numbers of groups, and ranges: 42 43 50-60")
+
+
+def _add_where(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--service", metavar="NAME", help="only of this service")
+    one.add_argument("--environment", metavar="NAME", help="only of this environment")
+
+
+def _add_page(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--limit", type=_whole(1, 500), default=50, metavar="N", help="at most so many (default: 50)")
+    one.add_argument("--before", metavar="NEXT", help="go on where a list ended: its `next`")
+
+
+def _add_json(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--json", action="store_true", help="as JSON, in the shape of the API")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
