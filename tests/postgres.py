@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -61,7 +62,6 @@ class PostgresServer:
         """The address of its first database."""
         return self.url_of("postgres")
 
-    @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -70,7 +70,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        if self.is_running:
+        if self.is_running():
             return
         options = {**_OPTIONS, "port": str(self.port), "unix_socket_directories": str(self._folder)}
         arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
@@ -86,7 +86,7 @@ class PostgresServer:
             )
         until = time.monotonic() + _START_S
         while not self._answers():
-            if not self.is_running or time.monotonic() > until:
+            if not self.is_running() or time.monotonic() > until:
                 raise RuntimeError((self._folder / "log").read_text())
             time.sleep(0.02)
 
@@ -147,7 +147,9 @@ def _is_reachable(folder: Path) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that systems lend to outgoing connections: it stays free while the server is stopped."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

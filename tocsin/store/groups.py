@@ -102,7 +102,7 @@ class Acted:
 
 def by_number(connection: Connection, number: int) -> Group:
     """The group that people call ``#number``; raises `NotFound`."""
-    return _one(connection, select(_groups).where(_groups.c.number == number), f"group #{number}")
+    return _one(connection, _numbered(number), f"group #{number}")
 
 
 def by_id(connection: Connection, group_id: str) -> Group:
@@ -154,7 +154,7 @@ def act(
         NotFound: there is no such group.
         IllegalTransition: the lifecycle does not allow it; nothing was changed.
     """
-    group = _one(connection, select(_groups).where(_groups.c.number == number).with_for_update(), f"group #{number}")
+    group = _one(connection, _numbered(number).with_for_update(), f"group #{number}")
     before = replace(group)
     group.status, _ = lifecycle.advance(before.status, trigger)
     group.muted_until = group.mute_until_count = None
@@ -304,6 +304,11 @@ def save(connection: Connection, changed: Collection[Group]) -> None:
                 for group in sorted(changed, key=lambda group: group.id)
             ],
         )
+
+
+def _numbered(number: int) -> Select[Any]:
+    # People type anything; a number that the column cannot hold is no group's.
+    return select(_groups).where(_groups.c.number == (number if 0 < number < 2**31 else 0))
 
 
 def _one(connection: Connection, query: Select[Any], what: str) -> Group:
