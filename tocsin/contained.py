@@ -9,6 +9,9 @@ from collections import Counter
 failures: Counter[str] = Counter()
 """How often tocsin itself failed, by what it was doing; health shows it."""
 
+own_threads: set[int] = set()
+"""Threads of tocsin itself: what goes wrong in them is never captured, or it would feed itself."""
+
 _QUIET_S = 60.0
 _last_said: dict[str, float] = {}
 

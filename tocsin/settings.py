@@ -10,12 +10,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import subprocess
 import tempfile
 import tomllib
 import zoneinfo
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import time
 from pathlib import Path
 from typing import Any
@@ -275,6 +274,17 @@ class Settings:
         """Read the settings for a user's program, which must start all the same: defaults instead, and the problems."""
         return _read(environ, folder, arguments)
 
+    def with_names(self, service: str, release: str | None) -> Settings:
+        """These settings with a service and a release where none was named."""
+        return replace(self, service=self.service or service, release=self.release or release)
+
+    def shown_database(self) -> str:
+        """The database's address without its password."""
+        parts = urlsplit(self.database_url)
+        if parts.password is None:
+            return self.database_url
+        return self.database_url.replace(f":{parts.password}@", ":***@", 1)
+
     def rings_in(self, environment: str) -> bool:
         """Whether errors of that environment may ring (`alert_environments`)."""
         words = self.alert_environments
@@ -368,7 +378,16 @@ def _read(
         except ValueError as problem:
             shown = "" if one.metadata["secret"] else f" {raw[:100]!r} is wrong:"
             problems.append(f"{variable}:{shown} {problem}")
-    values |= {name: value for name, value in arguments.items() if value is not None}
+    for name, value in arguments.items():
+        if PREFIX + name.upper() not in known:
+            problems.append(_unknown(PREFIX + name.upper(), known).removeprefix(PREFIX))
+        elif isinstance(value, str):
+            try:
+                values[name] = known[PREFIX + name.upper()].metadata["parse"](value)
+            except ValueError as problem:
+                problems.append(f"{name}: {problem}")
+        elif value is not None:
+            values[name] = tuple(value) if isinstance(value, list) else value
     return Settings(**values), problems
 
 
@@ -426,16 +445,72 @@ def _from_toml(path: Path, problems: list[str]) -> dict[str, str]:
 
 
 def git_release(folder: Path | None = None) -> str | None:
-    """The short git commit of a folder, or None; for a release that nobody named."""
+    """
+    The git commit of a folder or of one above it, its first 12 digits; for a release that nobody named.
+
+    Read from git's files: starting a program only for that could hurt the one that is being watched.
+    """
+    folder = (folder or Path.cwd()).resolve()
+    for place in (folder, *folder.parents):
+        git = place / ".git"
+        try:
+            if git.is_file():  # a worktree: "gitdir: <path>"
+                git = place / git.read_text("utf-8").partition(":")[2].strip()
+            head = (git / "HEAD").read_text("utf-8").strip()
+        except OSError:
+            continue
+        return _commit(git, head)
+    return None
+
+
+def _commit(git: Path, head: str) -> str | None:
+    if not head.startswith("ref: "):
+        return head[:12] if re.fullmatch(r"[0-9a-f]{40,64}", head) else None
+    name = head.removeprefix("ref: ")
+    common = git
     try:
-        answer = subprocess.run(  # noqa: S603
-            ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=2,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        common = git / (git / "commondir").read_text("utf-8").strip()
+    except OSError:
+        pass
+    for place in (git, common):
+        try:
+            return (place / name).read_text("utf-8").strip()[:12] or None
+        except OSError:
+            continue
+    try:
+        packed = (common / "packed-refs").read_text("utf-8")
+    except OSError:
         return None
-    return answer.stdout.strip() or None
+    match = re.search(rf"^([0-9a-f]{{40,64}}) {re.escape(name)}$", packed, re.MULTILINE)
+    return match[1][:12] if match else None
+
+
+def service_name(command: Sequence[str]) -> str:
+    """
+    A name for a service that nobody named, from how it is started.
+
+    ``uvicorn shop.main:app`` is shop, ``python app.py`` is app, ``python -m shop`` is shop,
+    ``celery -A shop worker`` is shop; else the program's own name.
+    """
+    words = list(command)
+    for flag in ("-A", "--app", "-m"):
+        if flag in words[:-1]:
+            after = words[words.index(flag) + 1]
+            if flag != "-m" or not _is_launcher(after):
+                return _plain(after)
+    for word in words[1:]:
+        if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.()]*", word):
+            return _plain(word)
+    for word in words[1:]:
+        if word.endswith((".py", ".js", ".mjs", ".ts")):
+            return _plain(Path(word).stem)
+    return _plain(Path(words[0]).name) if words and words[0] else "service"
+
+
+def _is_launcher(module: str) -> bool:
+    return module in ("uvicorn", "gunicorn", "celery", "flask", "hypercorn", "tocsin", "pytest")
+
+
+def _plain(word: str) -> str:
+    """``shop.main:app`` is shop."""
+    return re.split(r"[:.]", word)[0] or "service"

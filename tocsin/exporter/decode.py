@@ -1,0 +1,210 @@
+"""From a line of the spool to what the store takes: classified, grouped, named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from tocsin import clock, semconv
+from tocsin.exporter import classify, frames
+from tocsin.exporter.fingerprint import culprit, fingerprint, title
+from tocsin.model import Amendment, Entry, ErrorRecord, Frame, Instance, Repeats, Severity
+from tocsin.text import one_line
+
+# What is read into columns, or only needed to classify: not repeated in the context.
+_CONSUMED = {
+    semconv.EXCEPTION_TYPE,
+    semconv.EXCEPTION_MESSAGE,
+    semconv.EXCEPTION_STACKTRACE,
+    semconv.EXCEPTION_BASES,
+    semconv.SEVERITY,
+    semconv.CATEGORY,
+    semconv.HANDLED,
+    semconv.MECHANISM,
+    semconv.SYNTHETIC,
+    semconv.CONTEXT,
+    semconv.EXIT,
+    semconv.PLACE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Whose lines they are: the first line of a segment, as values."""
+
+    service: str
+    environment: str
+    release: str | None
+    instance: Instance
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any]) -> Source:
+        """Read a segment's first line; what is missing gets a name that says so."""
+        resource = header.get("resource") or {}
+        service = str(resource.get(semconv.SERVICE_NAME) or "unknown_service")
+        environment = str(resource.get(semconv.DEPLOYMENT_ENVIRONMENT) or "production")
+        release = resource.get(semconv.SERVICE_VERSION)
+        release = str(release) if release else None
+        instance = Instance(
+            id=str(resource.get(semconv.SERVICE_INSTANCE_ID) or "unknown"),
+            service=service,
+            environment=environment,
+            release=release,
+            host=str(resource.get(semconv.HOST_NAME) or "unknown"),
+            pid=int(resource.get(semconv.PROCESS_PID) or 0),
+            started_at=clock.from_ns(int(header.get("started_ns") or 0)),
+            python_version=resource.get("process.runtime.version"),
+        )
+        return cls(service, environment, release, instance)
+
+
+def decode(
+    content: Mapping[str, Any],
+    source: Source,
+    *,
+    own_categories: tuple[tuple[str, str, str], ...] = (),
+    capture_4xx: bool = False,
+    behind: timedelta = timedelta(0),
+) -> Entry | None:
+    """
+    One line of the spool as an entry for the store, or None for what is not stored.
+
+    Args:
+        content: a line that capture wrote: cleaned, shortened and scrubbed already.
+        behind: what to add to this machine's clock to get the database's.
+
+    Raises:
+        KeyError, TypeError, ValueError: the line is not what capture writes.
+    """
+    match content.get("kind"):
+        case "error":
+            return _error(content, source, own_categories, capture_4xx, behind)
+        case "amend":
+            return _amendment(content)
+        case "repeats":
+            count = int(content["to"]) - int(content["from"])
+            moment = clock.from_ns(int(content["time_ns"])) + behind
+            return Repeats(error_id=str(content["error_id"]), count=count, timestamp=moment) if count > 0 else None
+        case _:
+            return None
+
+
+def _error(
+    content: Mapping[str, Any],
+    source: Source,
+    own: tuple[tuple[str, str, str], ...],
+    capture_4xx: bool,
+    behind: timedelta,
+) -> ErrorRecord | None:
+    attributes: dict[str, Any] = content["attributes"]
+    message = str(content["body"])
+    exception_type = attributes.get(semconv.EXCEPTION_TYPE)
+    stack = attributes.get(semconv.EXCEPTION_STACKTRACE)
+    logger = attributes.get(semconv.LOGGER)
+    mechanism = attributes.get(semconv.MECHANISM)
+    handled = attributes.get(semconv.HANDLED)
+    stack_frames = _frames(attributes, stack)
+
+    bases = attributes.get(semconv.EXCEPTION_BASES) or {}
+    verdict = classify.classify(
+        classify.Evidence(
+            types=tuple(bases.get("own") or ((exception_type,) if exception_type else ())),
+            cause_types=tuple(bases.get("causes") or ()),
+            message=message,
+            modules=tuple(frame.module for frame in stack_frames),
+            logger=logger,
+            hosts=_hosts(attributes),
+            mechanism=mechanism,
+            handled=handled,
+            status_code=attributes.get(semconv.HTTP_STATUS),
+            level=_level(content.get("severity_number")),
+            exit=bool(attributes.get(semconv.EXIT)),
+        ),
+        own,
+    )
+    explicit = attributes.get(semconv.SEVERITY)
+    if not verdict.is_stored and not capture_4xx and not explicit and mechanism != "track_error":
+        return None
+
+    return ErrorRecord(
+        id=str(content["id"]),
+        timestamp=_time(content, behind),
+        severity=Severity(explicit) if explicit else verdict.severity,
+        category=attributes.get(semconv.CATEGORY) or verdict.category,
+        message=message,
+        fingerprint=fingerprint(
+            exception_type=exception_type,
+            frames=stack_frames,
+            message=message,
+            logger=logger,
+            place=attributes.get(semconv.PLACE),
+        ),
+        title=title(exception_type, message) or one_line(str(logger or mechanism or "error")),
+        culprit=culprit(stack_frames) or attributes.get(semconv.PLACE),
+        service=source.service,
+        environment=source.environment,
+        release=source.release,
+        stack=stack,
+        context={
+            **(attributes.get(semconv.CONTEXT) or {}),
+            **{key: value for key, value in attributes.items() if key not in _CONSUMED},
+        },
+        exception_type=exception_type,
+        trace_id=content.get("trace_id"),
+        span_id=content.get("span_id"),
+        handled=handled,
+        mechanism=mechanism,
+        instance_id=source.instance.id,
+        is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
+    )
+
+
+def _amendment(content: Mapping[str, Any]) -> Amendment:
+    severity = content.get("severity")
+    return Amendment(
+        error_id=str(content["error_id"]),
+        severity=Severity(severity) if severity else None,
+        category=content.get("category"),
+        handled=content.get("handled"),
+        mechanism=content.get("mechanism"),
+        context=content.get("context") or {},
+    )
+
+
+def _frames(attributes: Mapping[str, Any], stack: str | None) -> list[Frame]:
+    if stored := attributes.get(semconv.FRAMES):
+        return [
+            Frame(
+                module=frame["module"],
+                function=frame["function"],
+                file=frame["file"],
+                line=frame["line"],
+                text=frame.get("text", ""),
+                in_app=frame.get("in_app", False),
+            )
+            for frame in stored
+        ]
+    return frames.parse_python(stack) if stack else []
+
+
+def _hosts(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    found = []
+    for key in (semconv.SERVER_ADDRESS, semconv.URL_FULL):
+        value = attributes.get(key)
+        if isinstance(value, str):
+            found.append((urlsplit(value).hostname or "") if "://" in value else value)
+    return tuple(host for host in found if host)
+
+
+def _level(severity_number: int | None) -> str | None:
+    """The word for an OpenTelemetry severity number (data model, SeverityNumber)."""
+    if severity_number is None:
+        return None
+    return "critical" if severity_number >= 21 else "error" if severity_number >= 17 else "warning"
+
+
+def _time(content: Mapping[str, Any], behind: timedelta) -> datetime:
+    return clock.from_ns(int(content["time_unix_nano"])) + behind

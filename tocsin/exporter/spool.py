@@ -1,0 +1,519 @@
+"""
+The durable buffer on local disk: one appended line for each error, and counters for storms.
+
+Each process has files of its own in the spool folder, under one stem (``start-pid-random``):
+
+- ``<stem>.0001.seg``, ``.0002.seg`` …: JSON lines, appended with one ``write`` each, which is what
+  survives a ``kill -9``. The first line of each says whose it is.
+- ``<stem>.live``: locked while its process lives (a POSIX lock, which goes with the process), and
+  mapped into memory: how often each storming error happened again, and how many errors were lost
+  since the folder was full. A count is one store into that memory, so it survives as well.
+
+What a dead process left is taken over by whoever gets its lock. Nothing here waits: not for a lock
+that another thread or an interrupted call may hold, not for a network.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import mmap
+import os
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from itertools import count, repeat
+from operator import setitem
+from pathlib import Path
+from typing import Any, Final
+
+from tocsin import clock
+from tocsin.contained import contained, note
+
+VERSION: Final = 1
+SEGMENT_BYTES: Final = 8 * 2**20
+LINE_BYTES: Final = 256 * 2**10
+SLOTS: Final = 1024
+
+# The .live file: 64-bit cells (magic, lost, then a count and a flushed count per slot), then the ids.
+_MAGIC: Final = int.from_bytes(b"tocsin1\0", "little")
+_LOST: Final = 1
+_COUNTS: Final = 8
+_FLUSHED: Final = _COUNTS + SLOTS
+_IDS: Final = 8 * (_FLUSHED + SLOTS)
+_ID_BYTES: Final = 40
+_LIVE_BYTES: Final = _IDS + SLOTS * _ID_BYTES
+
+_ASIDE_BYTES: Final = 16 * 2**20
+
+
+class Spool:
+    """
+    The writing side, one for each process.
+
+    Args:
+        folder: made if need be, for its user alone.
+        max_bytes: the most that the folder may hold; beyond it errors are only counted as lost.
+        header: the first line of each segment, whose the lines are.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, header: dict[str, Any]) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        _make_folder(folder)
+        self.stem = f"{clock.now_ns():020d}-{os.getpid()}-{os.urandom(4).hex()}"
+        self._header = (json.dumps({"v": VERSION, "kind": "segment", **header}) + "\n").encode()
+        self._live = _Live.create(folder / f"{self.stem}.live")
+        self._sequence = count(1)
+        self._rotating = threading.Lock()  # only ever tried, never waited for
+        self._sealed: list[tuple[int, Path]] = []
+        self._torn = False
+        self.folder_bytes = folder_bytes(folder)  # refreshed by the drain; appends add to it
+        self._path, self._fd, self._size = self._new_segment()
+
+    def append(self, line: bytes, *, durable: bool = False) -> bool:
+        """
+        Write one line; False when it was lost, which is counted.
+
+        Args:
+            line: JSON in UTF-8 that ends with a newline.
+            durable: wait until it is on the disk (0.25 ms): the process is about to die.
+        """
+        size = len(line)
+        if size > LINE_BYTES or self.folder_bytes + size > self.max_bytes:
+            self._live.lose()
+            return False
+        if self._size + size > SEGMENT_BYTES:
+            self._rotate()
+        if self._torn:  # a line cut short by a full disk is closed before the next one
+            line = b"\n" + line
+        fd = self._fd
+        try:
+            written = os.write(fd, line)
+            if durable:
+                os.fsync(fd)
+        except OSError as problem:
+            note("writing to the spool", problem)
+            self._live.lose()
+            return False
+        self._size += written
+        self.folder_bytes += written
+        self._torn = written < len(line)
+        if self._torn:
+            self._live.lose()
+        return not self._torn
+
+    def lose(self) -> None:
+        """Count one error as lost."""
+        self._live.lose()
+
+    def counter(self, error_id: str) -> Counter | None:
+        """A counter of further errors like this one; None when every slot is taken."""
+        return self._live.bind(error_id)
+
+    def flush_counts(self, idle_after_ns: int = 2_000_000_000) -> bool:
+        """
+        Append what was counted since the last call, and free the counters that rest; for the drain.
+
+        A count goes into the segment as an absolute span (from, to), so that whoever reads it can
+        tell what was counted already, whatever died in between.
+
+        Returns:
+            Whether anything was counted.
+        """
+        moment = clock.now_ns()
+        anything = False
+        for slot, counter in list(self._live.counters.items()):
+            total, flushed = self._live.total(slot), self._live.flushed(slot)
+            if total > flushed:
+                if not self.append(_repeats_line(counter.error_id, flushed, total, moment)):
+                    continue  # the counter keeps it
+                self._live.set_flushed(slot, total)
+                counter.active_ns = moment
+                anything = True
+            elif moment - counter.active_ns > idle_after_ns:
+                self._live.free(slot)
+        return anything
+
+    @property
+    def lost(self) -> int:
+        """How many errors could not be written since this process started."""
+        return self._live.lost
+
+    def segments(self) -> list[Path]:
+        """This process's segments that still exist, oldest first."""
+        return _segments_of(self.folder, self.stem)
+
+    def is_open(self, path: Path) -> bool:
+        """Whether more may still be appended to that segment."""
+        return path == self._path
+
+    def remove(self, path: Path) -> None:
+        """Delete a segment that is stored to its end."""
+        for sealed in [one for one in self._sealed if one[1] == path]:
+            self._sealed.remove(sealed)
+            os.close(sealed[0])
+        path.unlink(missing_ok=True)
+
+    def refresh(self) -> None:
+        """Look how much the folder holds now; other processes write there as well."""
+        self.folder_bytes = folder_bytes(self.folder)
+
+    def close(self, *, everything_stored: bool) -> None:
+        """Let go of the files; delete them when all of it is stored, else leave them for who comes next."""
+        os.close(self._fd)
+        for fd, _ in self._sealed:
+            os.close(fd)
+        self._sealed.clear()
+        if everything_stored:
+            for path in self.segments():
+                path.unlink(missing_ok=True)
+        self._live.close(remove=everything_stored)
+
+    def abandon(self) -> None:
+        """Close this process's copies of what its parent owns, after a fork; the files stay the parent's."""
+        with contained("closing an inherited spool"):
+            os.close(self._fd)
+            for fd, _ in self._sealed:
+                os.close(fd)
+            self._live.close(remove=False)
+
+    def _new_segment(self) -> tuple[Path, int, int]:
+        path = self.folder / f"{self.stem}.{next(self._sequence):04d}.seg"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags, 0o600)
+        try:
+            written = os.write(fd, self._header)
+        except OSError:
+            written = 0
+        return path, fd, written
+
+    def _rotate(self) -> None:
+        # Who does not get the lock goes on in the old segment, which may grow a little longer. The old
+        # descriptor stays open until its segment is removed: another thread may be about to use it.
+        if not self._rotating.acquire(blocking=False):
+            return
+        try:
+            old = (self._fd, self._path)
+            self._path, self._fd, self._size = self._new_segment()
+            self._sealed.append(old)
+        except OSError as problem:
+            note("opening a new spool segment", problem)
+        finally:
+            self._rotating.release()
+
+
+class Counter:
+    """Counts one kind of error in mapped memory; calling `tick` is all that a storm costs."""
+
+    __slots__ = ("active_ns", "error_id", "is_free", "tick")
+
+    def __init__(self, error_id: str, tick: Callable[[], object]) -> None:
+        self.error_id = error_id
+        self.tick = tick
+        self.active_ns = clock.now_ns()
+        self.is_free = False
+
+
+class _Live:
+    """The .live file of this process, or plain memory where the disk is too full even for that."""
+
+    def __init__(self, fd: int | None, memory: mmap.mmap, path: Path) -> None:
+        self._fd = fd
+        self._memory = memory
+        self._path = path
+        self._view = memoryview(memory)
+        self._cells = self._view[:_IDS].cast("Q")
+        self._cells[0] = _MAGIC
+        self.lose = _ticker(self._cells, _LOST)
+        self.counters: dict[int, Counter] = {}
+        self._free = list(range(SLOTS - 1, -1, -1))
+
+    @classmethod
+    def create(cls, path: Path) -> _Live:
+        # Locked under another name first: nobody may find it unlocked and take it for an orphan's.
+        unnamed = path.with_suffix(".new")
+        fd = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(path)
+        try:
+            # Real blocks, not a hole: storing into a hole on a full disk would end the process (SIGBUS).
+            os.posix_fallocate(fd, 0, _LIVE_BYTES)
+            memory = mmap.mmap(fd, _LIVE_BYTES)
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            memory = mmap.mmap(-1, _LIVE_BYTES)
+        return cls(fd, memory, path)
+
+    @property
+    def lost(self) -> int:
+        return self._cells[_LOST]
+
+    def bind(self, error_id: str) -> Counter | None:
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            return None
+        # The id comes last: a slot without one counts for nothing.
+        self._cells[_COUNTS + slot] = self._cells[_FLUSHED + slot] = 0
+        start = _IDS + slot * _ID_BYTES
+        self._view[start : start + 36] = error_id.encode("ascii")
+        counter = self.counters[slot] = Counter(error_id, _ticker(self._cells, _COUNTS + slot))
+        return counter
+
+    def total(self, slot: int) -> int:
+        return self._cells[_COUNTS + slot]
+
+    def flushed(self, slot: int) -> int:
+        return self._cells[_FLUSHED + slot]
+
+    def set_flushed(self, slot: int, total: int) -> None:
+        self._cells[_FLUSHED + slot] = total
+
+    def free(self, slot: int) -> None:
+        # In two steps: whoever holds the counter sees `is_free` and takes a new one; ticks that were
+        # already on their way are seen by the next flush, which frees the slot only then.
+        counter = self.counters[slot]
+        if not counter.is_free:
+            counter.is_free = True
+            counter.active_ns = clock.now_ns()
+            return
+        start = _IDS + slot * _ID_BYTES
+        self._view[start : start + 36] = bytes(36)
+        del self.counters[slot]
+        self._free.insert(0, slot)
+
+    def close(self, *, remove: bool) -> None:
+        if remove:
+            self._path.unlink(missing_ok=True)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        # The map itself stays until nobody can count any more; a late tick must not meet freed memory.
+
+
+def _ticker(cells: memoryview[int], index: int) -> Callable[[], object]:
+    """
+    A call that adds one to a cell of its own.
+
+    Counting and storing happen inside one call into C, so that neither a thread nor a signal handler
+    can come between them, and no lock is needed.
+    """
+    return map(setitem, repeat(cells), repeat(index), count(cells[index] + 1)).__next__
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a segment: its content, or None where it cannot be read; `end` is the byte after it."""
+
+    content: dict[str, Any] | None
+    raw: bytes
+    end: int
+
+
+def read_segment(path: Path, position: int = 0, *, max_bytes: int = 4 * 2**20, is_final: bool = False) -> list[Line]:
+    """
+    The lines of a segment from a position on, oldest first.
+
+    A line that cannot be read is returned without content, for the caller to set aside. A last line
+    without its end is left for later, or given up when nobody can finish it any more.
+
+    Args:
+        path: JSON lines in UTF-8, at most 256 KiB each; not trusted.
+        position: bytes to skip; a place where a line begins.
+        max_bytes: how much to read at once, so that a long outage cannot fill the memory.
+        is_final: the process that wrote it is gone.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            data = file.read(max_bytes)
+    except FileNotFoundError:
+        return []
+    lines = []
+    for raw in data.splitlines(keepends=True):
+        position += len(raw)
+        if not raw.endswith(b"\n"):
+            if is_final and len(data) < max_bytes:
+                lines.append(Line(None, raw, position))
+            break
+        if raw == b"\n":
+            lines.append(Line({}, raw, position))
+            continue
+        lines.append(Line(_parse(raw), raw, position))
+    return lines
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and content.get("v") == VERSION else None
+
+
+@dataclass(slots=True)
+class Orphan:
+    """What a dead process left, held under its lock until it is stored."""
+
+    folder: Path
+    stem: str
+    _fd: int
+
+    def segments(self) -> list[Path]:
+        """Its segments, oldest first."""
+        return _segments_of(self.folder, self.stem)
+
+    def release(self, *, everything_stored: bool) -> None:
+        """Delete the files when all of it is stored, else leave them for later."""
+        if everything_stored:
+            for path in self.segments():
+                path.unlink(missing_ok=True)
+            (self.folder / f"{self.stem}.live").unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def adopt_orphans(folder: Path, own_stem: str | None = None, held: Collection[str] = ()) -> Iterator[Orphan]:
+    """
+    Take over what dead processes left in a spool folder; each by one taker only.
+
+    The counts that they could not flush any more are appended to their last segment first, so that
+    reading the segments tells all.
+
+    Args:
+        own_stem: this process's own: it must not be opened, since closing it would give up its lock.
+        held: stems that this process has taken over already; the same holds for them.
+    """
+    for path in sorted(folder.glob("*.live")):
+        if path.stem == own_stem or path.stem in held:
+            continue
+        with contained("taking over a spool"):
+            orphan = _adopt(path)
+            if orphan is not None:
+                yield orphan
+
+
+def _adopt(path: Path) -> Orphan | None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists():  # someone else finished it in between
+            raise BlockingIOError
+        orphan = Orphan(path.parent, path.stem, fd)
+        _append_unflushed(orphan, fd)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return orphan
+
+
+def _append_unflushed(orphan: Orphan, fd: int) -> None:
+    data = os.pread(fd, _LIVE_BYTES, 0)
+    segments = orphan.segments()
+    if len(data) < _LIVE_BYTES or int.from_bytes(data[:8], "little") != _MAGIC or not segments:
+        return
+    cells = memoryview(data)[:_IDS].cast("Q")
+    waiting = {}
+    for slot in range(SLOTS):
+        total, flushed = cells[_COUNTS + slot], cells[_FLUSHED + slot]
+        error_id = data[_IDS + slot * _ID_BYTES :][:36]
+        if error_id[0] and total > flushed:
+            waiting[error_id.decode("ascii", "replace")] = (flushed, total)
+    if not waiting:
+        return
+    # It may have died between appending a span and noting that in the .live file.
+    for path in segments:
+        for line in read_segment(path, max_bytes=SEGMENT_BYTES * 2):
+            if line.content and line.content.get("kind") == "repeats" and line.content.get("error_id") in waiting:
+                flushed, total = waiting[line.content["error_id"]]
+                waiting[line.content["error_id"]] = (max(flushed, line.content["to"]), total)
+    moment = int(os.fstat(fd).st_mtime_ns)
+    lines = [_repeats_line(error_id, begin, end, moment) for error_id, (begin, end) in waiting.items() if end > begin]
+    if lines:
+        with segments[-1].open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    lines.insert(0, b"\n")
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _repeats_line(error_id: str, begin: int, end: int, time_ns: int) -> bytes:
+    content = {"v": VERSION, "kind": "repeats", "error_id": error_id, "from": begin, "to": end, "time_ns": time_ns}
+    return (json.dumps(content) + "\n").encode()
+
+
+def set_aside(folder: Path, raw: bytes, why: str) -> None:
+    """Keep a line that cannot be stored where a person can look at it; bounded, the oldest goes first."""
+    with contained("setting a refused error aside"):
+        path = folder / "refused.jsonl"
+        if path.exists() and path.stat().st_size > _ASIDE_BYTES:
+            path.replace(folder / "refused.old.jsonl")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            reason = json.dumps({"why": why[:300]}).encode()
+            os.write(fd, reason + b"\n" + raw.rstrip(b"\n")[:LINE_BYTES] + b"\n")
+        finally:
+            os.close(fd)
+
+
+def default_max_bytes(folder: Path) -> int:
+    """1 GiB, or a tenth of the free disk where that is less."""
+    try:
+        free = shutil.disk_usage(folder if folder.exists() else _nearest(folder)).free
+    except OSError:
+        return 2**30
+    return min(2**30, free // 10)
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files of a spool folder hold together."""
+    total = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    total += entry.stat(follow_symlinks=False).st_size
+                except OSError:
+                    continue
+    except OSError:
+        return 0
+    return total
+
+
+def oldest_ns(folder: Path) -> int | None:
+    """When the oldest process whose errors wait here started, in ns since the epoch; None when none waits."""
+    starts = [int(path.name.split("-", 1)[0]) for path in folder.glob("*.seg") if path.name[:20].isdigit()]
+    return min(starts, default=None)
+
+
+def _nearest(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _segments_of(folder: Path, stem: str) -> list[Path]:
+    return sorted(folder.glob(f"{stem}.*.seg"))
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user; set TOCSIN_SPOOL_DIR")

@@ -1,0 +1,214 @@
+"""
+Requests: one layer around an ASGI application, put in place without a code change where it can be.
+
+A request that does not fail pays for one ``try``, one context variable and a look at its status.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import ModuleType
+from typing import Any, Final
+
+from tocsin.contained import contained
+from tocsin.instrumentation import state
+from tocsin.instrumentation.context import Scope, current_scope
+from tocsin.instrumentation.imports import after_import
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_INSIDE: Final = "tocsin.inside"
+
+
+class TocsinMiddleware:
+    """
+    Record what goes wrong in a request, and pass it on untouched.
+
+    ``app.add_middleware(tocsin.TocsinMiddleware)``; `tocsin run` and `tocsin.init` put it around
+    Starlette, FastAPI and whatever uvicorn serves by themselves, and two layers record once.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        status = 0
+
+        def watching(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        token = current_scope.set(scope)
+        try:
+            await self.app(scope, receive, watching)
+            if status >= 500:
+                _note_status(scope, status)
+        except Exception as exc:
+            _note_exception(exc, status or 500)
+            raise
+        finally:
+            current_scope.reset(token)
+
+
+def _note_exception(exc: BaseException, status: int) -> None:
+    capture = state.current
+    if capture is not None:
+        capture.see(exc, mechanism="asgi", handled=False, status=status)
+
+
+def _note_status(scope: Scope, status: int) -> None:
+    """A response that says the server failed, with no exception that anyone saw."""
+    capture = state.current
+    if capture is None or scope.get("tocsin.seen"):
+        return
+    route = getattr(scope.get("route"), "path", None) or scope.get("path", "")
+    method = scope.get("method", "")
+    capture.see(
+        f"{method} {route} answered {status}",
+        mechanism="asgi",
+        handled=False,
+        status=status,
+        place=f"{method} {route}",
+    )
+
+
+def install() -> None:
+    """Put the layer in place, now or when the frameworks are imported."""
+    after_import("starlette.applications", lambda module: _patch_build(module.Starlette))
+    after_import("fastapi.applications", lambda module: _patch_build(module.FastAPI))
+    after_import("uvicorn.config", _patch_uvicorn)
+    after_import("opentelemetry.instrumentation.asgi", _patch_opentelemetry)
+
+
+def _patch_build(kind: Any) -> None:
+    """Wrap what a Starlette application builds: outside all middleware, the handlers for errors within."""
+    original = kind.__dict__.get("build_middleware_stack")
+    if original is None or getattr(original, "_tocsin", False):
+        return
+
+    @functools.wraps(original)
+    def build_middleware_stack(self: Any) -> Any:
+        stack = original(self)
+        if state.current is None or isinstance(stack, TocsinMiddleware):
+            return stack
+        with contained("wrapping the handlers for errors"):
+            _watch_handlers(stack)
+        return TocsinMiddleware(_traced(stack))
+
+    build_middleware_stack._tocsin = True  # type: ignore[attr-defined]
+    kind.build_middleware_stack = build_middleware_stack
+
+
+def _watch_handlers(stack: Any) -> None:
+    """
+    See the exceptions that a handler turns into a 5xx response: they never reach the outer layer.
+
+    Starlette keeps the handlers in two dictionaries of its ExceptionMiddleware, which it also hands
+    to the routes; the values are wrapped in place.
+    """
+    layer = stack
+    for _ in range(100):
+        for name in ("_exception_handlers", "_status_handlers"):
+            handlers = getattr(layer, name, None)
+            if isinstance(handlers, dict):
+                for kind, handler in list(handlers.items()):
+                    if handler is not None and not getattr(handler, "_tocsin", False):
+                        handlers[kind] = _watching_handler(handler)
+        layer = getattr(layer, "app", None)
+        if layer is None:
+            return
+
+
+def _watching_handler(handler: Any) -> Any:
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+
+        @functools.wraps(handler)
+        async def watching(request: Any, exc: Exception) -> Any:
+            response = await handler(request, exc)
+            _note_handled(exc, response)
+            return response
+    else:
+
+        @functools.wraps(handler)
+        def watching(request: Any, exc: Exception) -> Any:
+            response = handler(request, exc)
+            _note_handled(exc, response)
+            return response
+
+    watching._tocsin = True
+    return watching
+
+
+def _note_handled(exc: BaseException, response: Any) -> None:
+    status = getattr(response, "status_code", None)
+    capture = state.current
+    if capture is None or not isinstance(status, int):
+        return
+    if status >= 500:
+        capture.see(exc, mechanism="asgi", handled=True, severity="high", status=status)
+    elif status >= 400 and state.settings is not None and state.settings.capture_4xx:
+        capture.see(exc, mechanism="asgi", handled=True, status=status)
+
+
+def _patch_uvicorn(module: ModuleType) -> None:
+    """Wrap what uvicorn serves: the way to applications of no framework that is known here."""
+    original = module.Config.load
+    if getattr(original, "_tocsin", False):
+        return
+
+    @functools.wraps(original)
+    def load(self: Any) -> None:
+        original(self)
+        with contained("wrapping the application"):
+            app = getattr(self, "loaded_app", None)
+            if app is not None and state.current is not None and not _is_wrapped(app) and self.interface != "wsgi":
+                self.loaded_app = TocsinMiddleware(_traced(app))
+
+    load._tocsin = True  # type: ignore[attr-defined]
+    module.Config.load = load
+
+
+def _is_wrapped(app: Any) -> bool:
+    """Whether the layer is or will be inside: uvicorn has put its own middleware around the application."""
+    for _ in range(20):
+        if isinstance(app, TocsinMiddleware) or getattr(type(app), "build_middleware_stack", None):
+            return True
+        app = getattr(app, "app", None)
+        if app is None:
+            return False
+    return False
+
+
+def _patch_opentelemetry(module: ModuleType) -> None:
+    """A second layer inside OpenTelemetry's: there its span is still the current one."""
+    original = module.OpenTelemetryMiddleware.__init__
+    if getattr(original, "_tocsin", False):
+        return
+
+    @functools.wraps(original)
+    def init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, app if isinstance(app, TocsinMiddleware) else TocsinMiddleware(app), *args, **kwargs)
+
+    init._tocsin = True  # type: ignore[attr-defined]
+    module.OpenTelemetryMiddleware.__init__ = init
+
+
+def _traced(app: Any) -> Any:
+    """With `--traces`: OpenTelemetry's ASGI instrumentation around the application."""
+    if state.settings is None or not state.settings.traces:
+        return app
+    with contained("adding the OpenTelemetry ASGI instrumentation"):
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415  (optional)
+
+        return OpenTelemetryMiddleware(app)
+    return app

@@ -1,0 +1,303 @@
+"""Where an error happened: the request, the trace, the thread, and what the user's code says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Final
+
+from tocsin import semconv
+from tocsin.exporter.scrub import scrub_query, scrub_text, scrub_url, scrub_value
+from tocsin.text import clean
+
+Scope = MutableMapping[str, Any]
+
+current_scope: ContextVar[Scope | None] = ContextVar("tocsin_scope", default=None)
+"""The ASGI scope of the request under way: all that the good path pays for."""
+
+current_facts: ContextVar[Mapping[str, Any] | None] = ContextVar("tocsin_facts", default=None)
+"""What the user's code says by `context`, joined."""
+
+_ON_EXCEPTION: Final = "__tocsin_context__"
+_TRACE: Final = "tocsin.trace"
+
+HEADERS: Final = {
+    b"host",
+    b"user-agent",
+    b"content-type",
+    b"content-length",
+    b"accept",
+    b"accept-language",
+    b"origin",
+    b"referer",
+    b"x-request-id",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+}
+"""Request headers that are kept; none of them carries a secret by its purpose, and all are scrubbed."""
+
+
+class context:  # noqa: N801  (reads as a statement: `with tocsin.context(user_id=…):`)
+    """
+    Join facts to every error raised inside: ``with tocsin.context(user_id="u7"): …``.
+
+    Facts of an inner `context` win. They travel with an exception that leaves the block, and into
+    threads and tasks started in it. Works with ``async with`` as well.
+    """
+
+    __slots__ = ("_facts", "_token")
+
+    def __init__(self, **facts: Any) -> None:
+        self._facts = facts
+        self._token: Token[Mapping[str, Any] | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = current_facts.set({**(current_facts.get() or {}), **self._facts})
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if exc is not None:
+            attach(exc, current_facts.get() or {})
+        if self._token is not None:
+            try:
+                current_facts.reset(self._token)
+            except ValueError:  # left in another context than entered, as a generator may be
+                current_facts.set(None)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, exc, tb)
+
+
+def attach(exc: BaseException, facts: Mapping[str, Any]) -> None:
+    """Let facts travel with an exception; what it carries already comes from further inside and stays."""
+    carried = attributes_of(exc)
+    carried[_ON_EXCEPTION] = {**facts, **(carried.get(_ON_EXCEPTION) or {})}
+
+
+def attributes_of(exc: BaseException) -> dict[str, Any]:
+    """The exception's own ``__dict__``, past whatever its class does to attribute access."""
+    return object.__getattribute__(exc, "__dict__")  # type: ignore[no-any-return]
+
+
+def facts_of(exc: BaseException | None) -> dict[str, Any]:
+    """What the user's code said about the place and time of an error."""
+    around = current_facts.get()
+    carried = attributes_of(exc).get(_ON_EXCEPTION) if exc is not None else None
+    if not around and not carried:
+        return {}
+    return {**(around or {}), **(carried or {})}
+
+
+def request_attributes(scope: Scope, status: int | None) -> dict[str, Any]:
+    """A request as OpenTelemetry's HTTP attributes; worked out only when something failed in it."""
+    found: dict[str, Any] = {}
+    if scope.get("type") == "http":
+        found[semconv.HTTP_METHOD] = clean(str(scope.get("method", "")), 20)
+    if route := _route(scope):
+        found[semconv.HTTP_ROUTE] = clean(route, 500)
+    found[semconv.URL_PATH] = clean(scrub_text(str(scope.get("root_path", "")) + _path(scope)), 1000)
+    found[semconv.URL_SCHEME] = str(scope.get("scheme", ""))
+    if query := scope.get("query_string"):
+        found[semconv.URL_QUERY] = clean(scrub_query(bytes(query[:4096]).decode("latin-1")), 1000)
+    client = scope.get("client")
+    if client:
+        found[semconv.CLIENT_ADDRESS] = clean(str(client[0]), 100)
+    if status is not None:
+        found[semconv.HTTP_STATUS] = status
+    for name, value in list(scope.get("headers") or ())[:100]:
+        lowered = bytes(name).lower()
+        if lowered in HEADERS:
+            text = bytes(value[:1024]).decode("latin-1")
+            text = scrub_url(text) if lowered in (b"referer", b"origin") else scrub_text(text)
+            if lowered == b"user-agent":
+                found[semconv.USER_AGENT] = clean(text, 500)
+            else:
+                found[semconv.HTTP_REQUEST_HEADER + lowered.decode("latin-1")] = clean(text, 500)
+    return found
+
+
+def _path(scope: Scope) -> str:
+    path, root = str(scope.get("path", "")), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def _route(scope: Scope) -> str | None:
+    """The route's template; frameworks of Starlette's family leave the route that matched in the scope."""
+    route = scope.get("route")
+    template = getattr(route, "path_format", None) or getattr(route, "path", None)
+    if not isinstance(template, str):
+        return None
+    prefix = scope.get("root_path", "") if route is not None else ""
+    app_root = scope.get("app_root_path", "")
+    if isinstance(prefix, str) and isinstance(app_root, str) and prefix.startswith(app_root):
+        prefix = prefix[len(app_root) :]  # what is left was added by mounts
+    return f"{prefix}{template}"
+
+
+def trace_of(scope: Scope | None) -> tuple[str | None, str | None]:
+    """
+    The trace and span ids that an error belongs to, as hex.
+
+    The current span's, else the ``traceparent`` header's, else one made for the request, so that all
+    errors of a request share one. The ids are kept in the scope, where threads find them too.
+    """
+    ids = span_ids()
+    if scope is None:
+        return ids or (None, None)
+    known: tuple[str, str | None] | None = scope.get(_TRACE)
+    if ids is not None:
+        if known is None:
+            scope[_TRACE] = ids
+        return ids
+    if known is None:
+        known = _from_header(scope) or (os.urandom(16).hex(), None)
+        scope[_TRACE] = known
+    return known
+
+
+def span_ids() -> tuple[str, str] | None:
+    """The current span's ids; None while nobody has loaded OpenTelemetry's tracing, or no span is open."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    try:
+        span = trace.get_current_span().get_span_context()
+    except AttributeError:  # it is being imported just now
+        return None
+    if not span.is_valid:
+        return None
+    return f"{span.trace_id:032x}", f"{span.span_id:016x}"
+
+
+def _from_header(scope: Scope) -> tuple[str, str] | None:
+    """Ids from the ``traceparent`` header. Source: W3C Trace Context, section 3.2."""
+    for name, value in scope.get("headers") or ():
+        if bytes(name).lower() == b"traceparent":
+            parts = bytes(value[:64]).decode("latin-1").split("-")
+            if len(parts) >= 4 and len(parts[1]) == 32 and len(parts[2]) == 16:
+                try:
+                    is_valid = int(parts[1], 16) and int(parts[2], 16)
+                except ValueError:
+                    return None
+                return (parts[1].lower(), parts[2].lower()) if is_valid else None
+    return None
+
+
+def span_attributes() -> dict[str, Any]:
+    """What the current span was told so far, where OpenTelemetry's SDK records it."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return {}
+    try:
+        attributes = getattr(trace.get_current_span(), "attributes", None)
+    except AttributeError:
+        return {}
+    if not attributes:
+        return {}
+    return {clean(str(key), 100): scrub_value(value, str(key)) for key, value in list(attributes.items())[:50]}
+
+
+def where() -> dict[str, Any]:
+    """The thread and the task."""
+    thread = threading.current_thread()
+    found: dict[str, Any] = {semconv.THREAD_NAME: clean(thread.name, 100), semconv.THREAD_ID: thread.ident}
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return found
+    if task is not None:
+        found[semconv.TASK_NAME] = clean(task.get_name(), 100)
+    return found
+
+
+def unit_key() -> str:
+    """A name for the unit of work outside a request: the thread and the task."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return f"{threading.get_ident()}:{id(task) if task is not None else 0}"
+
+
+# Threads and pool jobs carry the context of who started them. Only tocsin's own variables are carried:
+# what other variables do in a thread is the user's business.
+
+
+def install() -> None:
+    """Let new threads and pool jobs carry the request and the facts; harmless when called twice."""
+    if not getattr(threading.Thread.start, "_tocsin", False):
+        threading.Thread.start = _carrying_start(threading.Thread.start)  # type: ignore[method-assign]
+    if not getattr(ThreadPoolExecutor.submit, "_tocsin", False):
+        ThreadPoolExecutor.submit = _carrying_submit(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
+
+
+def uninstall() -> None:
+    """Put back what `install` found, unless someone else has wrapped it since."""
+    start = threading.Thread.start
+    if getattr(start, "_tocsin", False):
+        threading.Thread.start = start.__wrapped__  # type: ignore[method-assign, attr-defined]
+    submit = ThreadPoolExecutor.submit
+    if getattr(submit, "_tocsin", False):
+        ThreadPoolExecutor.submit = submit.__wrapped__  # type: ignore[method-assign, attr-defined]
+
+
+def _carried() -> tuple[Scope | None, Mapping[str, Any] | None] | None:
+    scope, facts = current_scope.get(), current_facts.get()
+    if scope is None and facts is None:
+        return None
+    if scope is not None:
+        trace_of(scope)  # while the span is still the current one
+    return scope, facts
+
+
+def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    @functools.wraps(original)
+    def start(self: threading.Thread) -> None:
+        carried = _carried()
+        if carried is not None:
+            run = self.run
+
+            def run_with_context() -> None:
+                current_scope.set(carried[0])
+                current_facts.set(carried[1])
+                run()
+
+            self.run = run_with_context  # type: ignore[method-assign]
+        original(self)
+
+    start._tocsin = True  # type: ignore[attr-defined]
+    return start
+
+
+def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        carried = _carried()
+        if carried is None:
+            return original(self, fn, *args, **kwargs)
+        return original(self, _run_with, carried, fn, *args, **kwargs)
+
+    submit._tocsin = True  # type: ignore[attr-defined]
+    return submit
+
+
+def _run_with(
+    carried: tuple[Scope | None, Mapping[str, Any] | None], fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    scope_token, facts_token = current_scope.set(carried[0]), current_facts.set(carried[1])
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        current_scope.reset(scope_token)
+        current_facts.reset(facts_token)

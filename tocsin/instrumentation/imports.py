@@ -1,0 +1,64 @@
+"""Run something right after a module is imported, whenever that may be."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from tocsin.contained import contained
+
+_waiting: dict[str, list[Callable[[ModuleType], None]]] = {}
+
+
+def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Call `then` with the module: now where it is imported already, else right after its import."""
+    module = sys.modules.get(name)
+    if module is not None:
+        with contained(f"patching {name}"):
+            then(module)
+        return
+    _waiting.setdefault(name, []).append(then)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def forget() -> None:
+    """Drop what still waits for an import."""
+    _waiting.clear()
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the other finders find, and wraps the loader of the modules that are waited for."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _waiting:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    _wrap(spec.loader, fullname)
+                return spec
+        return None
+
+
+def _wrap(loader: Any, fullname: str) -> None:
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        for then in _waiting.pop(fullname, []):
+            with contained(f"patching {fullname}"):
+                then(module)
+
+    loader.exec_module = exec_module

@@ -1,0 +1,114 @@
+"""
+Log lines at level ERROR and above are errors; an exception that they carry is the error itself.
+
+The hook is in `logging.Logger.callHandlers`, which every line passes whatever handlers, levels and
+propagation a program sets up, and which `dictConfig` leaves alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from typing import Any, Final
+
+from tocsin import semconv
+from tocsin.contained import contained
+from tocsin.exporter.scrub import scrub_value
+from tocsin.instrumentation import stacks, state
+
+LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
+
+# Ours, and what reports an exception that another hook has seen or will see.
+_LEFT_OUT: Final = ("tocsin", "opentelemetry")
+
+_quiet = threading.local()
+
+
+class quiet:  # noqa: N801  (reads as a statement)
+    """Log lines of this thread are not captured inside: their error is captured already."""
+
+    def __enter__(self) -> None:
+        _quiet.depth = getattr(_quiet, "depth", 0) + 1
+
+    def __exit__(self, *args: object) -> None:
+        _quiet.depth -= 1
+
+
+def install() -> None:
+    """Hook the log lines; harmless when called twice."""
+    original = logging.Logger.callHandlers
+    if getattr(original, "_tocsin", False):
+        return
+
+    @functools.wraps(original)
+    def callHandlers(self: logging.Logger, record: logging.LogRecord) -> None:  # noqa: N802
+        if record.levelno >= _threshold():
+            with contained("reading a log line"):
+                _note(record)
+        original(self, record)
+
+    callHandlers._tocsin = True  # type: ignore[attr-defined]
+    logging.Logger.callHandlers = callHandlers  # type: ignore[method-assign]
+
+
+def uninstall() -> None:
+    """Put back what `install` found, unless someone else has wrapped it since."""
+    hooked = logging.Logger.callHandlers
+    if getattr(hooked, "_tocsin", False):
+        logging.Logger.callHandlers = hooked.__wrapped__  # type: ignore[method-assign, attr-defined]
+
+
+def _threshold() -> int:
+    settings = state.settings
+    return LEVELS[settings.log_level] if settings is not None else logging.ERROR
+
+
+def _note(record: logging.LogRecord) -> None:
+    capture = state.current
+    name = record.name
+    if capture is None or getattr(_quiet, "depth", 0) or name.partition(".")[0] in _LEFT_OUT:
+        return
+    exc = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    extra = _extra(record)
+    attributes: dict[str, Any] = {
+        semconv.CODE_FILE: record.pathname,
+        semconv.CODE_LINE: record.lineno,
+        semconv.CODE_FUNCTION: record.funcName,
+    }
+    if exc is not None:
+        tb = record.exc_info[2] if isinstance(record.exc_info, tuple) else None
+        attributes["log.message"] = _message(record)
+        capture.see(
+            exc, mechanism="logging", handled=True, level=record.levelno, logger=name, facts=extra, tb=tb,
+            attributes=attributes,
+        )  # fmt: skip
+        return
+    message = _message(record)
+    capture.see(
+        message,
+        mechanism="logging",
+        handled=True,
+        level=record.levelno,
+        logger=name,
+        facts=extra,
+        place=f"{name} in {record.funcName}",
+        stack=f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n',
+        attributes=attributes,
+    )
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return stacks.tidy(record.getMessage())
+    except Exception:
+        return stacks.tidy(f"{record.msg!s:.1000} (its arguments do not fit)")
+
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any] | None:
+    """What was passed as ``extra=``."""
+    found = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return scrub_value(found) if found else None

@@ -1,0 +1,128 @@
+"""What users call: `track_error` and `protect`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from tocsin.contained import contained
+from tocsin.ids import uuid7
+from tocsin.instrumentation import stacks, state
+from tocsin.model import Severity
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def track_error(
+    error: BaseException | str,
+    severity: str | None = None,
+    category: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> str:
+    """
+    Record an error by hand: ``track_error(error, "high", "amocrm", {"lead_id": "123"})``.
+
+    Args:
+        error: an exception, raised or not, or a text.
+        severity: low, medium, high or critical; None lets tocsin judge. A word that is none of these
+            is taken for None, since a typing mistake must not hurt a program.
+        category: any word; None lets tocsin judge.
+        context: facts to keep with the error; scrubbed, shortened.
+
+    Returns:
+        The error's id, at once: it is in the spool, not yet in the database. Before `tocsin.init`
+        nothing is recorded, and the id names nothing.
+    """
+    capture = state.current
+    found = None
+    if capture is not None:
+        with contained("track_error"):
+            if severity is not None and severity not in list(Severity):
+                severity = None
+            if isinstance(error, BaseException):
+                found = capture.see(
+                    error, mechanism="track_error", handled=True, severity=severity, category=category, facts=context
+                )
+            else:
+                frame = stacks.caller()
+                place = stack = None
+                if frame is not None:
+                    code = frame.f_code
+                    place = f"{frame.f_globals.get('__name__')} in {code.co_qualname}"
+                    stack = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+                found = capture.see(
+                    str(error), mechanism="track_error", handled=True, severity=severity or "high", category=category,
+                    facts=context, place=place, stack=stack,
+                )  # fmt: skip
+    return found or uuid7()
+
+
+class protect:  # noqa: N801  (reads as a decorator and as a statement)
+    """
+    Record what leaves a function or a block, and raise it again.
+
+    ``@tocsin.protect(category="amocrm", severity="high")`` for sync and async functions, whose
+    signature stays, and ``with tocsin.protect(…):``, ``async with tocsin.protect(…):``.
+
+    Args:
+        severity, category: as for `track_error`.
+        context: facts to keep with each error.
+    """
+
+    def __init__(
+        self,
+        *,
+        category: str | None = None,
+        severity: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._category = category
+        self._severity = severity if severity in list(Severity) else None
+        self._context = context
+
+    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return guarded_async  # type: ignore[return-value]
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"{function.__qualname__} is a generator: put `with tocsin.protect():` into it")
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self:
+                return function(*args, **kwargs)
+
+        return guarded
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        capture = state.current
+        if exc is None or capture is None:
+            return
+        capture.see(
+            exc,
+            mechanism="protect",
+            handled=True,
+            severity=self._severity,
+            category=self._category,
+            facts=self._context,
+        )
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, exc, tb)

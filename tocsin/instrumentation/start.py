@@ -1,0 +1,189 @@
+"""Start and stop: `init` puts everything in place, whatever is wrong; `shutdown` takes it away again."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tocsin import clock
+from tocsin.contained import contained, own_threads
+from tocsin.exporter import scrub, spool
+from tocsin.exporter.drain import Drain
+from tocsin.ids import uuid7
+from tocsin.instrumentation import asgi, context, hooks, imports, logs, stacks, state
+from tocsin.instrumentation.capture import Capture, resource
+from tocsin.settings import Settings, git_release, service_name
+
+EXIT_TIMEOUT_S = 1.5
+
+problems: list[str] = []
+"""What was wrong with the settings when this process started; health shows it."""
+
+_started: Settings | None = None
+_registered = False
+_lock = threading.Lock()
+
+
+def init(service: str | None = None, **arguments: Any) -> None:
+    """
+    Watch this process from now on; never raises, and twice is harmless.
+
+    A wrong setting is said in one line on stderr, and its default holds instead.
+
+    Args:
+        service: name of the service (else ``TOCSIN_SERVICE``, ``OTEL_SERVICE_NAME``, the program's name).
+        arguments: further settings by their names, such as ``environment="staging"``; stronger than
+            the environment. See `tocsin.settings.Settings`.
+    """
+    with contained("init"), _lock:
+        settings, found = Settings.load_leniently(service=service, **arguments)
+        problems[:] = found
+        for problem in found:
+            _say(problem)
+        if settings == _started and state.current is not None:
+            return
+        _stop(EXIT_TIMEOUT_S)
+        _start(settings)
+
+
+def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
+    """Store what is left, within a bound, and put back every hook; what is not stored waits in the spool."""
+    with contained("shutdown"), _lock:
+        _stop(timeout_s)
+        hooks.uninstall()
+        logs.uninstall()
+        context.uninstall()
+        imports.forget()
+        stacks.forget()
+
+
+def flush(timeout_s: float = EXIT_TIMEOUT_S) -> bool:
+    """Wait until what was captured so far is stored; False when the time is over."""
+    capture = state.current
+    return capture is None or capture.drain.flush(timeout_s)
+
+
+def _start(settings: Settings) -> None:
+    global _started, _registered
+    scrub.hide(settings.secrets())
+    if not settings.service or not settings.release:
+        settings = settings.with_names(service_name(sys.orig_argv), git_release())
+    state.settings = settings
+    state.current = _open(settings)
+    if state.current is None:
+        return
+    _started = settings
+    hooks.install()
+    logs.install()
+    context.install()
+    asgi.install()
+    if settings.traces:
+        _provide_traces()
+    if not _registered:
+        _registered = True
+        atexit.register(_at_exit)
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _open(settings: Settings) -> Capture | None:
+    """A spool and a drain of this process; in the temporary folder where the set one cannot be used."""
+    header = {
+        "resource": resource(settings.service, settings.environment, settings.release, uuid7()),
+        "started_ns": clock.now_ns(),
+    }
+    folders = [Path(settings.spool_dir), Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}" / "spool"]
+    for folder in folders:
+        try:
+            limit = settings.spool_max_bytes or spool.default_max_bytes(folder)
+            own = spool.Spool(folder, limit, header)
+        except OSError as problem:
+            _say(f"the spool folder {folder} cannot be used: {problem}")
+            continue
+        drain = Drain(settings, own, folder, _say_stored)
+        drain.start()
+        return Capture(own, drain)
+    return None
+
+
+def _stop(timeout_s: float) -> None:
+    global _started
+    capture, state.current, _started = state.current, None, None
+    if capture is not None:
+        is_all_stored = capture.drain.finish(timeout_s)
+        capture.spool.close(everything_stored=is_all_stored)
+
+
+def _at_exit() -> None:
+    with contained("storing what is left"):
+        _stop(EXIT_TIMEOUT_S)
+
+
+def _after_fork() -> None:
+    """In a forked child threads are gone and the files are the parent's: begin anew, at the first error."""
+    own_threads.clear()
+    inherited = state.current
+    if isinstance(inherited, Capture):
+        inherited.spool.abandon()
+        state.current = _Unborn()  # type: ignore[assignment]
+
+
+class _Unborn:
+    """Stands for the capture of a forked child until it has something to record."""
+
+    def see(self, *args: Any, **options: Any) -> str | None:
+        capture = self._born()
+        return capture.see(*args, **options) if capture is not None else None
+
+    def record(self, *args: Any, **options: Any) -> str | None:
+        capture = self._born()
+        return capture.record(*args, **options) if capture is not None else None
+
+    @property
+    def drain(self) -> Any:
+        return self
+
+    @property
+    def spool(self) -> Any:
+        return self
+
+    def finish(self, timeout_s: float) -> bool:
+        return True
+
+    def flush(self, timeout_s: float) -> bool:
+        return True
+
+    def close(self, *, everything_stored: bool) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def _born(self) -> Capture | None:
+        with contained("starting anew in a forked process"):
+            if state.current is self and state.settings is not None:
+                state.current = _open(state.settings)
+        return state.current
+
+
+def _provide_traces() -> None:
+    """With `--traces`: a TracerProvider, unless the user has set one; spans go where the user's exporters say."""
+    with contained("setting up traces"):
+        from opentelemetry import trace  # noqa: PLC0415  (only with --traces)
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            trace.set_tracer_provider(TracerProvider())
+
+
+def _say(text: str) -> None:
+    with suppress(Exception):
+        sys.stderr.write(f"tocsin: {text}\n")
+
+
+def _say_stored(text: str) -> None:
+    with suppress(Exception):
+        sys.stderr.write(text + "\n")

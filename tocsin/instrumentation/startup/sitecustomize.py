@@ -1,0 +1,36 @@
+"""
+What `tocsin run` puts first on a program's path: Python imports it before the program itself.
+
+It starts tocsin, and then whatever `sitecustomize` the machine has besides.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+
+def _start() -> None:
+    # multiprocessing's helper for shared memory runs no code of the user's.
+    if any("resource_tracker" in word for word in sys.orig_argv):
+        return
+    try:
+        from tocsin.instrumentation.start import init  # noqa: PLC0415
+
+        init()
+    except Exception as problem:  # a program must start, whatever is wrong with tocsin
+        sys.stderr.write(f"tocsin: not started: {problem}\n")
+
+
+def _chain() -> None:
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", path)
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["sitecustomize"] = module
+        spec.loader.exec_module(module)
+
+
+_start()
+_chain()
