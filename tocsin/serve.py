@@ -1,0 +1,267 @@
+"""The server: store, migrations, alerts and API in one process, from its start to its clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+
+from tocsin.alerts import scheduler
+from tocsin.api import create_app
+from tocsin.api.auth import first_token, login_address
+from tocsin.api.calls import House
+from tocsin.contained import note
+from tocsin.exporter.drain import adopting
+from tocsin.failures import BadInput, SchemaMismatch, StoreAway
+from tocsin.settings import Settings
+from tocsin.store import open_store
+from tocsin.store.migrate import migrate
+from tocsin.text import clean
+
+Say = Callable[[str], None]
+Background = Callable[[Settings], AbstractContextManager[object]]
+
+FINISH_REQUESTS_S = 4
+"""How long requests may go on after a stop was asked for."""
+
+_CLOSE_S = 5.0
+_LONGEST_PAUSE_S = 2.0
+
+
+def serve(settings: Settings, *, host: str, port: int, background: Background = adopting) -> int:
+    """
+    Serve until SIGTERM or SIGINT.
+
+    Args:
+        background: what also runs in a thread, once the database is prepared: by default whoever
+            stores what dead processes of this machine left in the spool.
+
+    Returns:
+        The exit code: 0 after a stop that was asked for, 1 when the address cannot be used, 2 when it
+        should not be.
+    """
+    if not settings.token and not _is_loopback(host):
+        _complain(
+            f"tocsin serve: {host} can be reached from other machines, and no token is set: set TOCSIN_TOKEN"
+            " to a long secret (`openssl rand -hex 24` makes one), or listen on 127.0.0.1"
+        )
+        return 2
+    try:
+        listening = _listen(host, port)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        _complain(f"tocsin serve: cannot listen on {host}:{port}: {reason}; give another address with --host, --port")
+        return 1
+    with listening:
+        try:
+            return asyncio.run(_serve(settings, listening, background))
+        except BadInput as problem:
+            _complain(f"tocsin serve: {problem}")
+            return 2
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, *, base_url: str, say: Say | None = None, background: Background = adopting
+) -> AsyncIterator[Starlette]:
+    """
+    The house: an application whose store is opened, migrated, and watched over by the alerts.
+
+    Nothing here waits for the database: while it is away the application answers what it can, and the
+    rest starts when it is back.
+
+    Args:
+        base_url: where people reach the page, for the log-in address.
+        say: told what happens, line by line (default: nobody).
+    """
+    say = say or _to_nobody
+    store = open_store(settings.database_url)
+    app = create_app(settings, store=store)
+    house: House = app.state.house
+    house.expects_alerts = True
+    stop = asyncio.Event()
+    behind = asyncio.create_task(_run_behind(house, stop, base_url, say, background), name="tocsin-house")
+    try:
+        yield app
+    finally:
+        house.is_shutting_down = True
+        stop.set()
+        _, late = await asyncio.wait({behind}, timeout=_CLOSE_S)
+        for task in (*late, *house.behind):
+            task.cancel()
+        await asyncio.gather(behind, *house.behind, return_exceptions=True)
+        await store.close()
+
+
+async def _run_behind(house: House, stop: asyncio.Event, base_url: str, say: Say, background: Background) -> None:
+    """Prepare the database as soon as it is there; then run the alerts until the end, again if they fall."""
+    if not await _until_done(lambda: _prepare(house, base_url, say), stop, say):
+        return
+    with ExitStack() as beside:
+        # What dead processes left in the spool is stored by a thread of its own.
+        with suppress(OSError):  # a spool folder that cannot be read stops no server
+            beside.enter_context(background(house.settings))
+        await _until_done(lambda: _ring(house, stop), stop, say)
+
+
+async def _prepare(house: House, base_url: str, say: Say) -> None:
+    await migrate(house.store, say)
+    if token := await first_token(house.store, house.settings):
+        say("made a token with full access; it is shown this once, for scripts (TOCSIN_TOKEN replaces it):")
+        say(f"  Authorization: Bearer {token}")
+    address = await login_address(house.store, house.settings, house.settings.public_url or base_url)
+    say(f"log in within 10 minutes: {address}")
+
+
+async def _ring(house: House, stop: asyncio.Event) -> None:
+    async with scheduler.running(house.settings, house.store) as ringing:
+        house.alerts = ringing
+        try:
+            await stop.wait()
+        finally:
+            house.alerts = None
+
+
+async def _until_done(work: Callable[[], object], stop: asyncio.Event, say: Say) -> bool:
+    """Try until it goes through, with pauses of at most two seconds; False when stopped before."""
+    pause_s, said = 0.2, ""
+    while not stop.is_set():
+        try:
+            await work()  # type: ignore[misc]
+            return True
+        except (StoreAway, SchemaMismatch) as problem:
+            if (text := f"waiting for the database: {problem}") != said:
+                say(text)
+                said = text
+        except Exception as problem:
+            note("starting the server's parts", problem)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+    return False
+
+
+async def _serve(settings: Settings, listening: socket.socket, background: Background) -> int:
+    base_url = _address_of(listening)
+    async with running(settings, base_url=base_url, say=_say, background=background) as app:
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                h11_max_incomplete_event_size=32 * 1024,
+                limit_concurrency=1000,
+                timeout_keep_alive=15,
+                timeout_graceful_shutdown=FINISH_REQUESTS_S,
+            )
+        )
+        with _stopping(server, app.state.house):
+            _say(f"tocsin listens on {base_url}")
+            _say(f"  database {shown_database(settings.database_url)}")
+            _say(f"  alerts   {shown_channels(settings)}")
+            await server.serve(sockets=[listening])
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `_stopping`: the server would end the process by the signal, not with code 0."""
+        yield
+
+
+@contextmanager
+def _stopping(server: uvicorn.Server, house: House) -> Iterator[None]:
+    """The first signal asks to finish, the second to hurry."""
+
+    def stop() -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+        house.is_shutting_down = True
+
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for one in signals:
+        loop.add_signal_handler(one, stop)
+    try:
+        yield
+    finally:
+        for one in signals:
+            loop.remove_signal_handler(one)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return True  # it cannot be listened on either, which says more
+    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+
+
+def _address_of(listening: socket.socket) -> str:
+    """The address of a socket, as a person on this machine opens it."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def shown_database(database_url: str) -> str:
+    """A database's address without user and password."""
+    parts = urlsplit(database_url)
+    if parts.scheme.startswith("sqlite"):
+        return "SQLite " + database_url.split("://", 1)[1].split("?", 1)[0].removeprefix("/")
+    host = parts.hostname or ""
+    return f"PostgreSQL {host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def shown_channels(settings: Settings) -> str:
+    """Where alerts go, in words."""
+    chats = len(settings.telegram_chat_ids)
+    if settings.telegram_token and chats:
+        return f"Telegram, {chats} {'chat' if chats == 1 else 'chats'}"
+    return "on this console; `tocsin setup telegram` sets up a chat"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # nobody may be there to read it
+        print(clean(text, 2000), flush=True)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):
+        print(clean(text, 2000), file=sys.stderr, flush=True)
+
+
+def _to_nobody(text: str) -> None:
+    """For who does not want to be told."""
