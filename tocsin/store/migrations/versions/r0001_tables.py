@@ -257,6 +257,7 @@ def _create_alerts() -> None:
         sa.Column("target", sa.Text(), nullable=False),
         sa.Column("paused_until", UtcTime()),
         sa.Column("parked_reason", sa.Text()),
+        sa.Column("moved_to", sa.Text()),
         sa.Column("last_ok_at", UtcTime()),
         sa.Column("last_error_at", UtcTime()),
         sa.Column("last_error", sa.Text()),
