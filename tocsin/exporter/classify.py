@@ -180,8 +180,8 @@ _TYPES: dict[str, str] = {
 # Network faults that a library lets through as they are: whose frames raised them says whose they are.
 _BARE = frozenset({"ConnectionError", "TimeoutError", "socket.gaierror", "ssl.SSLError", "OSError"})
 _BETWEEN = frozenset(
-    ("asyncio", "uvloop", "socket", "ssl", "selectors", "concurrent", "threading", "async_timeout", "anyio", "sniffio")
-    + ("trio", "greenlet", "contextlib")
+    {"asyncio", "uvloop", "socket", "ssl", "selectors", "concurrent", "threading", "contextlib"}
+    | {"async_timeout", "anyio", "sniffio", "trio", "greenlet"}
 )
 
 _HOSTS = {
