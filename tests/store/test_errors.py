@@ -370,7 +370,8 @@ async def test_repeats_count_without_rows(in_one_batch: bool, store: Store, erro
     """A storm is one row with a count, and in the statistics at the hour in which it happened."""
     record = error()
     repeats = Repeats(error_id=record.id, count=500, timestamp=now + HOUR)
-    for batch in [[record, repeats]] if in_one_batch else [[record], [repeats]]:
+    batches: list[list[Entry]] = [[record, repeats]] if in_one_batch else [[record], [repeats]]
+    for batch in batches:
         await put(store, now, *batch)
 
     found = await group(store)

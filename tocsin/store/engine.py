@@ -248,7 +248,7 @@ class PostgresStore:
 class _ThreadlessLoop(asyncio.SelectorEventLoop):
     """A loop that resolves names in its own thread: no executor, so it works while the interpreter ends."""
 
-    async def getaddrinfo(  # type: ignore[override]
+    async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> Any:
         return socket.getaddrinfo(host, port, family, type, proto, flags)
