@@ -70,7 +70,7 @@ class Page:
         """Add a line; a `str` is a text of ours and is escaped all the same."""
         whole = [Piece(piece) if isinstance(piece, str) else piece for piece in pieces]
         self._html.append("".join(piece.html for piece in whole))
-        self._plain.append("".join(piece.plain for piece in whole))
+        self._plain.append("".join(piece.text for piece in whole))
 
     @property
     def html(self) -> str:
@@ -89,6 +89,11 @@ class Piece:
     tag: str = ""
 
     @property
+    def text(self) -> str:
+        """As plain text shows it."""
+        return self.plain
+
+    @property
     def html(self) -> str:
         text = html.escape(self.plain)
         return f"<{self.tag}>{text}</{self.tag}>" if self.tag else text
@@ -99,6 +104,10 @@ class Link(Piece):
     """A link; its address is ours, what is foreign in it is quoted."""
 
     url: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.plain}: {self.url}"
 
     @property
     def html(self) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-
-from telegram import Bot, Update
 
 from tocsin.alerts.channels import Refused, Unreachable
 from tocsin.alerts.scheduler import test_message
-from tocsin.alerts.telegram import Telegram, call, make_bot
+from tocsin.alerts.telegram import Api, Telegram
 from tocsin.settings import Settings
 
 
@@ -31,18 +29,18 @@ async def pair(settings: Settings, say: Callable[[str], None], timeout_s: float)
         TimeoutError: nobody said it in time.
         DeliveryError: Telegram cannot be reached, or refuses the token.
     """
-    bot = make_bot(settings)
+    api = Api(settings)
     deadline = time.monotonic() + timeout_s
     try:
-        me = await call(settings, bot.get_me)
-        await call(settings, lambda: bot.delete_webhook(drop_pending_updates=False))
+        me = await api.call(lambda bot: bot.get_me())
+        await api.call(lambda bot: bot.delete_webhook(drop_pending_updates=False))
         say(f"The bot is @{me.username}. Open https://t.me/{me.username} and press Start (or write /start in a group).")
         offset: int | None = None
         while (left_s := deadline - time.monotonic()) > 0:
             wait_s = int(max(min(left_s, 10), 1))
 
             try:
-                updates = await _updates(bot, settings, offset, wait_s)
+                updates = await api.updates(offset, wait_s)
             except Unreachable as problem:
                 say(f"Telegram cannot be reached ({problem}); trying again.")
                 await asyncio.sleep(min(2.0, left_s))
@@ -53,19 +51,12 @@ async def pair(settings: Settings, say: Callable[[str], None], timeout_s: float)
                 if message is None or message.from_user is None or not (message.text or "").startswith("/start"):
                     continue
                 chat_id, user_id = message.chat.id, message.from_user.id
-                await _updates(bot, settings, offset, 0)  # confirms it
+                await api.updates(offset, 0)  # confirms it
                 await _try(replace(settings, telegram_chat_ids=(chat_id,)), chat_id)
                 return chat_id, user_id
     finally:
-        await bot.shutdown()
+        await api.close()
     raise TimeoutError(f"nobody wrote /start to the bot within {timeout_s:g} s")
-
-
-async def _updates(bot: Bot, settings: Settings, offset: int | None, wait_s: int) -> Sequence[Update]:
-    async def ask() -> Sequence[Update]:
-        return await bot.get_updates(offset=offset, timeout=wait_s, allowed_updates=["message"])
-
-    return await call(settings, ask)
 
 
 async def _try(settings: Settings, chat_id: int) -> None:

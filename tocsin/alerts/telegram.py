@@ -84,18 +84,50 @@ _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 """Failures before the request was on its way, so that nothing can have arrived."""
 
 
-def make_bot(settings: Settings, *, poll_s: float = 25.0) -> Bot:
-    """A client of the Bot API as the settings want it; nothing is connected yet."""
-    # These write whole addresses, and the token is a part of each.
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    proxy = settings.telegram_proxy
-    return Bot(
-        settings.telegram_token or "",
-        base_url=settings.telegram_api_url,
-        request=_client(connections=8, read_timeout_s=10.0, proxy=proxy),
-        get_updates_request=_client(connections=2, read_timeout_s=poll_s + 10.0, proxy=proxy),
-    )
+class Api:
+    """A client of the Bot API as the settings want it; its failures are those of `channels`."""
+
+    def __init__(self, settings: Settings, *, poll_s: float = 25.0) -> None:
+        # These write whole addresses, and the token is a part of each.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._settings = settings
+        proxy = settings.telegram_proxy
+        self._clients = (
+            _client(connections=8, read_timeout_s=10.0, proxy=proxy),
+            _client(connections=2, read_timeout_s=poll_s + 10.0, proxy=proxy),
+        )
+        self._bot = Bot(
+            settings.telegram_token or "",
+            base_url=settings.telegram_api_url,
+            request=self._clients[0],
+            get_updates_request=self._clients[1],
+        )
+
+    async def call(self, ask: Callable[[Bot], Awaitable[T]]) -> T:
+        """Ask for something; raises a `DeliveryError` without a secret in its text."""
+        try:
+            return await ask(self._bot)
+        except TelegramError as problem:
+            raise _failure(problem, self._settings) from None
+        except (OSError, RuntimeError, ValueError) as problem:
+            raise Unreachable(scrubbed(problem, self._settings)) from None
+
+    async def updates(self, offset: int | None, wait_s: float) -> Sequence[Update]:
+        """What people did since; an offset confirms all before it."""
+
+        async def ask(bot: Bot) -> Sequence[Update]:
+            return await bot.get_updates(
+                offset=offset, timeout=int(wait_s), allowed_updates=["message", "callback_query"]
+            )
+
+        return await self.call(ask)
+
+    async def close(self) -> None:
+        """Close what is connected; the library's own way does so only after a greeting that may have failed."""
+        for client in self._clients:
+            with contained("closing Telegram"):
+                await client.shutdown()
 
 
 def _client(*, connections: int, read_timeout_s: float, proxy: str | None) -> HTTPXRequest:
@@ -115,16 +147,6 @@ def scrubbed(problem: BaseException, settings: Settings) -> str:
     for secret in settings.secrets():
         text = text.replace(secret, "[secret]")
     return text
-
-
-async def call(settings: Settings, asked: Callable[[], Awaitable[T]]) -> T:
-    """Ask the Bot API; its failures become those of `channels`."""
-    try:
-        return await asked()
-    except TelegramError as problem:
-        raise _failure(problem, settings) from None
-    except (OSError, RuntimeError, ValueError) as problem:
-        raise Unreachable(scrubbed(problem, settings)) from None
 
 
 def _failure(problem: TelegramError, settings: Settings) -> TocsinError:
@@ -162,14 +184,12 @@ class Telegram:
 
     def __init__(self, settings: Settings) -> None:
         self.targets = tuple(str(chat_id) for chat_id in settings.telegram_chat_ids)
-        self._settings = settings
-        self._bot = make_bot(settings)
+        self._api = Api(settings)
 
     async def send(self, address: str, message: Message, *, answer_to: int | None = None) -> str | None:
         async def once(text: str, parse_mode: str | None) -> Incoming:
-            return await call(
-                self._settings,
-                lambda: self._bot.send_message(
+            return await self._api.call(
+                lambda bot: bot.send_message(
                     chat_id=int(address),
                     text=text,
                     parse_mode=parse_mode,
@@ -186,9 +206,8 @@ class Telegram:
 
     async def edit(self, address: str, external_id: str, message: Message) -> None:
         async def once(text: str, parse_mode: str | None) -> object:
-            return await call(
-                self._settings,
-                lambda: self._bot.edit_message_text(
+            return await self._api.call(
+                lambda bot: bot.edit_message_text(
                     chat_id=int(address),
                     message_id=int(external_id),
                     text=text,
@@ -206,14 +225,12 @@ class Telegram:
 
     async def answer(self, query_id: str, text: str, *, as_alert: bool = False) -> None:
         """Answer a pressed button; without it the phone shows a wheel for a minute."""
-        await call(
-            self._settings,
-            lambda: self._bot.answer_callback_query(query_id, text=messages.fit(text, 190), show_alert=as_alert),
+        await self._api.call(
+            lambda bot: bot.answer_callback_query(query_id, text=messages.fit(text, 190), show_alert=as_alert)
         )
 
     async def close(self) -> None:
-        with contained("closing Telegram"):
-            await self._bot.shutdown()
+        await self._api.close()
 
 
 async def _or_plain(once: Callable[[str, str | None], Awaitable[T]], message: Message) -> T:
@@ -254,51 +271,41 @@ class Listener:
         self.state, self.problem = "starting", None
         try:
             while True:
-                bot = make_bot(self._settings, poll_s=self._limits.poll_s)
+                api = Api(self._settings, poll_s=self._limits.poll_s)
                 try:
-                    await self._greet(bot)
+                    await self._greet(api)
                     pause_s = self._limits.retry_first_s
-                    await self._listen(bot)
+                    await self._listen(api)
                 except TocsinError as problem:
                     self.state, self.problem = "unreachable", str(problem)
                     if isinstance(problem, AskedToWait):
                         pause_s = max(pause_s, problem.pause_s)
                 finally:
-                    with contained("closing Telegram"):
-                        await bot.shutdown()
+                    await api.close()
                 await asyncio.sleep(pause_s * random.uniform(0.7, 1.0))
                 pause_s = min(pause_s * 2, self._limits.bot_retry_max_s)
         finally:
             self.state = "standby"
 
-    async def _greet(self, bot: Bot) -> None:
-        me = await call(self._settings, bot.get_me)
+    async def _greet(self, api: Api) -> None:
+        me = await api.call(lambda bot: bot.get_me())
         self._bot_name = me.username
-        await call(self._settings, lambda: bot.delete_webhook(drop_pending_updates=False))
+        await api.call(lambda bot: bot.delete_webhook(drop_pending_updates=False))
         offered = [BotCommand(name, self._texts(f"command.{name}")) for name in commands.LISTED]
         try:
-            await call(self._settings, lambda: bot.set_my_commands(offered))
+            await api.call(lambda bot: bot.set_my_commands(offered))
         except TocsinError as problem:  # the list of commands is a help, not a need
             note("Telegram's list of commands", problem)
 
-    async def _listen(self, bot: Bot) -> None:
-        offset = 0
-        wait_s = self._limits.poll_s
+    async def _listen(self, api: Api) -> None:
+        offset: int | None = None
         while True:
-            updates = await self._updates(bot, offset, wait_s)
+            updates = await api.updates(offset, self._limits.poll_s)
             self.state, self.problem = "listening", None
             for update in updates:
                 with contained("a Telegram update"):
                     await self._handle(update)
                 offset = update.update_id + 1
-
-    async def _updates(self, bot: Bot, offset: int, wait_s: float) -> Sequence[Update]:
-        async def ask() -> Sequence[Update]:
-            return await bot.get_updates(
-                offset=offset or None, timeout=int(wait_s), allowed_updates=["message", "callback_query"]
-            )
-
-        return await call(self._settings, ask)
 
     async def _handle(self, update: Update) -> None:
         if update.callback_query is not None:

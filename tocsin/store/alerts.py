@@ -472,7 +472,7 @@ def _lock_state(connection: Connection, channel: str, target: str) -> Row[Any]:
 def mark_sent(connection: Connection, claim: Claim, external_id: str | None) -> bool:
     """The message is out. False when the claim had run out and somebody else has it now."""
     now = database_now(connection)
-    values = {"state": "sent", "sent_at": now, "external_id": external_id, "last_error": None}
+    values: dict[str, Any] = {"state": "sent", "sent_at": now, "external_id": external_id, "last_error": None}
     if not _finish(connection, claim, now, "sent", **values):
         return False
     _set_state(
@@ -499,7 +499,7 @@ def mark_retry(connection: Connection, claim: Claim, error: str, *, pause_s: flo
     if claim.external_id is not None:
         done = _finish(connection, claim, now, "retry", error=error, edit_wanted_at=until)
     else:
-        values = {"state": "pending", "next_attempt_at": until, "last_error": error}
+        values: dict[str, Any] = {"state": "pending", "next_attempt_at": until, "last_error": error}
         if unclear:
             values["may_repeat"] = True
         done = _finish(connection, claim, now, "retry", error=error, **values)
