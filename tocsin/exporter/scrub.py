@@ -456,6 +456,11 @@ def _one_of(text: str) -> tuple[str, ...]:
     return tuple(text.split("|"))
 
 
+_RARE = re.compile(
+    r"(?:\bpin(?:[ _-]?code|_\w{1,20})?|[_-]pin|\bsig|(?:api|private)[ ]key)[\\\"']{0,3}\]?\s{0,8}[=:,]", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """What to run where a trigger is in the lowered text; `in` costs 40 ns, a pattern 100 times that."""
@@ -493,10 +498,6 @@ _RULES = (
     _Rule("=:,", _one_of("pin|sig=|api|private"), lambda text: _scrub_named(text) if _RARE.search(text) else text),
 )
 _RULES_BEYOND_ASCII = (_Rule("=:'\"", _one_of("парол|секрет|токен"), _scrub_named),)
-_RARE = re.compile(
-    r"(?:\bpin(?:[ _-]?code|_\w{1,20})?|[_-]pin|\bsig|(?:api|private)[ ]key)[\\\"']{0,3}\]?\s{0,8}[=:,]", re.IGNORECASE
-)
-
 _hidden_values: set[str] = set()
 _hidden: Callable[[str, str], str] | None = None
 
