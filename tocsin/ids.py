@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import time
+
+
+# A generator of our own: ids need not be secret, and a user's `random.seed` must not repeat them.
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def uuid7(time_ns: int | None = None) -> str:
@@ -16,8 +22,7 @@ def uuid7(time_ns: int | None = None) -> str:
     time_ns = time.time_ns() if time_ns is None else time_ns
     millis, rest_ns = divmod(time_ns, 1_000_000)
     below = rest_ns * 4096 // 1_000_000  # 12 bits
-    random = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF
-    value = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | below << 64 | 0b10 << 62 | random
+    value = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | below << 64 | 0b10 << 62 | _random.getrandbits(62)
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -41,7 +41,7 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
     _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {settings.shown_database()}")
     sys.stderr.flush()
     try:
-        os.execvpe(command[0], list(command), environ)
+        os.execvpe(command[0], list(command), environ)  # noqa: S606
     except FileNotFoundError:
         _say(f"there is no program {command[0]!r}")
         return 127

@@ -181,6 +181,9 @@ def _default_spool_dir() -> str:
     return str(state_folder() / "spool")
 
 
+_NINE = time(9, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """
@@ -219,9 +222,7 @@ class Settings:
     telegram_token: str | None = _setting(None, _text, "token of the bot, from @BotFather", secret=True)
     telegram_chat_ids: tuple[int, ...] = _setting((), _ids, "chats that get alerts")
     telegram_user_ids: tuple[int, ...] = _setting((), _ids, "people who may act")
-    telegram_api_url: str = _setting(
-        "https://api.telegram.org/bot", _web_url, "base of the Bot API, up to the token"
-    )
+    telegram_api_url: str = _setting("https://api.telegram.org/bot", _web_url, "base of the Bot API, up to the token")
     telegram_proxy: str | None = _setting(None, _text, "proxy for Telegram", secret=True)
 
     smtp_url: str | None = _setting(None, _smtp_url, "mail server: smtp://user:password@host:587", secret=True)
@@ -233,9 +234,11 @@ class Settings:
         ("!development", "!test"), _environments, "environments that ring: names, * for all, !name for all but it"
     )
     check_interval_s: float = _setting(5.0, _number(0.1, 3600, "seconds"), "how often rules that wait for time look")
-    fold_above: int = _setting(10, _whole(1, 1000, "groups"), "more new groups than this within 30 s become one message")
+    fold_above: int = _setting(
+        10, _whole(1, 1000, "groups"), "more new groups than this within 30 s become one message"
+    )
     messages_per_minute: int = _setting(15, _whole(1, 1000, "messages"), "the most per chat")
-    digest_at: time = _setting(time(9, 0), _clock_time, "time of the daily digest")
+    digest_at: time = _setting(_NINE, _clock_time, "time of the daily digest")
     quiet_hours: tuple[time, time] | None = _setting(None, _hours, "span in which only critical errors ring")
     timezone: str = _setting("UTC", _timezone, "time zone of the team")
     language: str = _setting("en", _one_of("en", "ru"), "language of messages")
@@ -248,9 +251,7 @@ class Settings:
     queues: tuple[str, ...] = _setting((), _words, "queues to watch: bullmq:amocrm-sync,celery:default")
 
     @classmethod
-    def load(
-        cls, environ: Mapping[str, str] | None = None, folder: Path | None = None, **arguments: Any
-    ) -> Settings:
+    def load(cls, environ: Mapping[str, str] | None = None, folder: Path | None = None, **arguments: Any) -> Settings:
         """
         Read the settings strictly, for commands.
 
@@ -436,12 +437,14 @@ def _from_toml(path: Path, problems: list[str]) -> dict[str, str]:
     for key, value in content.items():
         if isinstance(value, dict):
             continue
-        if isinstance(value, list):
-            value = ",".join(map(str, value))
-        elif isinstance(value, bool):
-            value = str(int(value))
-        found[PREFIX + key.upper()] = str(value)
+        found[PREFIX + key.upper()] = _as_setting(value)
     return found
+
+
+def _as_setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def git_release(folder: Path | None = None) -> str | None:

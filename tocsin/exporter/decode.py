@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,8 +12,9 @@ from urllib.parse import urlsplit
 from tocsin import clock, semconv
 from tocsin.exporter import classify, frames
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
+from tocsin.exporter.scrub import scrub_text
 from tocsin.model import Amendment, Entry, ErrorRecord, Frame, Instance, Repeats, Severity
-from tocsin.text import one_line
+from tocsin.text import clean, one_line
 
 # What is read into columns, or only needed to classify: not repeated in the context.
 _CONSUMED = {
@@ -56,7 +58,7 @@ class Source:
             host=str(resource.get(semconv.HOST_NAME) or "unknown"),
             pid=int(resource.get(semconv.PROCESS_PID) or 0),
             started_at=clock.from_ns(int(header.get("started_ns") or 0)),
-            python_version=resource.get("process.runtime.version"),
+            python_version=resource.get(semconv.RUNTIME_VERSION),
         )
         return cls(service, environment, release, instance)
 
@@ -151,6 +153,7 @@ def _error(
         context={
             **(attributes.get(semconv.CONTEXT) or {}),
             **{key: value for key, value in attributes.items() if key not in _CONSUMED},
+            **({semconv.FRAMES: _with_source(shown)} if (shown := _shown_frames(attributes, stack_frames)) else {}),
         },
         exception_type=exception_type,
         trace_id=content.get("trace_id"),
@@ -160,6 +163,24 @@ def _error(
         instance_id=source.instance.id,
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
+
+
+def _shown_frames(attributes: Mapping[str, Any], parsed: list[Frame]) -> list[dict[str, Any]]:
+    """The frames as capture made them, else as they were read out of the stack's text."""
+    stored = attributes.get(semconv.FRAMES)
+    if isinstance(stored, list):
+        return stored
+    return [
+        {
+            "module": one.module,
+            "function": one.function,
+            "file": one.file,
+            "line": one.line,
+            "text": one.text,
+            "in_app": one.in_app,
+        }
+        for one in parsed
+    ]
 
 
 def _amendment(content: Mapping[str, Any]) -> Amendment:
@@ -188,6 +209,36 @@ def _frames(attributes: Mapping[str, Any], stack: str | None) -> list[Frame]:
             for frame in stored
         ]
     return frames.parse_python(stack) if stack else []
+
+
+SOURCE_LINES = 5  # around a line
+SOURCE_FRAMES = 10  # the innermost of the team's own
+
+
+def _with_source(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Frames with the source lines around the team's own, where the file still says what it said.
+
+    Read here and not at capture: it costs a service nothing, and a file that a deploy has changed
+    since is told by its line.
+    """
+    with_source = SOURCE_FRAMES
+    shown = []
+    for frame in reversed(stored):
+        if frame.get("in_app") and with_source and frame.get("text"):
+            with_source -= 1
+            line = frame["line"]
+            first = max(line - SOURCE_LINES, 1)
+            lines = [
+                one.rstrip("\n")[:400] for one in linecache.getlines(frame["file"])[first - 1 : line + SOURCE_LINES]
+            ]
+            here = line - first
+            if here < len(lines) and scrub_text(lines[here]).strip() == frame["text"]:
+                tidied = [clean(scrub_text(one), 500) for one in lines]
+                shown.append({**frame, "before": tidied[:here], "after": tidied[here + 1 :]})
+                continue
+        shown.append(frame)
+    return shown[::-1]
 
 
 def _hosts(attributes: Mapping[str, Any]) -> tuple[str, ...]:

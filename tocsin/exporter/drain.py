@@ -152,7 +152,7 @@ class Drain:
             self._next_adoption = time.monotonic() + ADOPT_EVERY_S
             own_stem = self._spool.stem if self._spool else None
             held = {orphan.stem for orphan in self._orphans}
-            self._orphans += [one for one in spooling.adopt_orphans(self._folder, own_stem, held)]
+            self._orphans += list(spooling.adopt_orphans(self._folder, own_stem, held))
             if self._spool is not None:
                 self._spool.refresh()
         while self._orphans:
@@ -378,5 +378,3 @@ def _harmless(entry: ErrorRecord, problem: Exception) -> ErrorRecord:
 def _complain(text: str) -> None:
     with suppress(Exception):
         sys.stderr.write(one_line(text, 500) + "\n")
-
-

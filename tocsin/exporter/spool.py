@@ -305,7 +305,7 @@ def _ticker(cells: memoryview[int], index: int) -> Callable[[], object]:
     Counting and storing happen inside one call into C, so that neither a thread nor a signal handler
     can come between them, and no lock is needed.
     """
-    return map(setitem, repeat(cells), repeat(index), count(cells[index] + 1)).__next__
+    return map(setitem, repeat(cells), repeat(index), count(cells[index] + 1)).__next__  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

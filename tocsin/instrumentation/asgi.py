@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from tocsin.contained import contained
 from tocsin.instrumentation import state
-from tocsin.instrumentation.context import Scope, current_scope
+from tocsin.instrumentation.context import SEEN, Scope, current_scope
 from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.state import Sighting
+from tocsin.model import Severity
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -63,23 +65,18 @@ class TocsinMiddleware:
 def _note_exception(exc: BaseException, status: int) -> None:
     capture = state.current
     if capture is not None:
-        capture.see(exc, mechanism="asgi", handled=False, status=status)
+        capture.see(Sighting(exc, mechanism="asgi", handled=False, status=status))
 
 
 def _note_status(scope: Scope, status: int) -> None:
     """A response that says the server failed, with no exception that anyone saw."""
     capture = state.current
-    if capture is None or scope.get("tocsin.seen"):
+    if capture is None or scope.get(SEEN):
         return
     route = getattr(scope.get("route"), "path", None) or scope.get("path", "")
     method = scope.get("method", "")
-    capture.see(
-        f"{method} {route} answered {status}",
-        mechanism="asgi",
-        handled=False,
-        status=status,
-        place=f"{method} {route}",
-    )
+    text, place = f"{method} {route} answered {status}", f"{method} {route}"
+    capture.see(Sighting(text, mechanism="asgi", handled=False, status=status, place=place))
 
 
 def install() -> None:
@@ -130,20 +127,25 @@ def _watch_handlers(stack: Any) -> None:
 
 
 def _watching_handler(handler: Any) -> Any:
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+    watching: Any
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
 
         @functools.wraps(handler)
-        async def watching(request: Any, exc: Exception) -> Any:
+        async def watching_async(request: Any, exc: Exception) -> Any:
             response = await handler(request, exc)
             _note_handled(exc, response)
             return response
+
+        watching = watching_async
     else:
 
         @functools.wraps(handler)
-        def watching(request: Any, exc: Exception) -> Any:
+        def watching_sync(request: Any, exc: Exception) -> Any:
             response = handler(request, exc)
             _note_handled(exc, response)
             return response
+
+        watching = watching_sync
 
     watching._tocsin = True
     return watching
@@ -155,9 +157,9 @@ def _note_handled(exc: BaseException, response: Any) -> None:
     if capture is None or not isinstance(status, int):
         return
     if status >= 500:
-        capture.see(exc, mechanism="asgi", handled=True, severity="high", status=status)
+        capture.see(Sighting(exc, mechanism="asgi", handled=True, severity=Severity.HIGH, status=status))
     elif status >= 400 and state.settings is not None and state.settings.capture_4xx:
-        capture.see(exc, mechanism="asgi", handled=True, status=status)
+        capture.see(Sighting(exc, mechanism="asgi", handled=True, status=status))
 
 
 def _patch_uvicorn(module: ModuleType) -> None:

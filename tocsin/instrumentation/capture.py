@@ -16,7 +16,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FrameType, TracebackType
 from typing import Any, Final
 
 from tocsin import clock, semconv
@@ -28,6 +27,7 @@ from tocsin.exporter.fingerprint import template
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
 from tocsin.instrumentation import context, emit, stacks
+from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
 from tocsin.text import STACK_LIMIT, clean, shorten
 
@@ -41,10 +41,8 @@ _PLACES: Final = 4000
 _MARK: Final = "__tocsin__"
 _DEFERRED: Final = 10
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-
 # The hooks at the very end of an exception's way, which see each exception once.
-_TERMINAL: Final = {"excepthook", "threading", "asyncio", "unraisable"}
+_TERMINAL: Final = frozenset({"excepthook", "threading", "asyncio"})
 
 _UNHANDLED: Final[Mapping[str, Severity]] = {
     "excepthook": Severity.CRITICAL,
@@ -52,6 +50,8 @@ _UNHANDLED: Final[Mapping[str, Severity]] = {
     "threading": Severity.HIGH,
     "asyncio": Severity.HIGH,
 }
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(slots=True)
@@ -64,30 +64,16 @@ class _Place:
     counter: Counter | None = None
 
 
-@dataclass(slots=True)
-class _Sighting:
-    """One call of `Capture.see`, kept for a moment when it comes in the middle of another."""
-
-    error: BaseException | str
-    error_id: str
-    time_ns: int
-    facts: dict[str, Any]
-
-
 class _Busy(threading.local):
-    is_capturing: bool = False
+    """What this thread is capturing just now, and what came in the middle of it."""
 
     def __init__(self) -> None:
-        self.deferred: deque[_Sighting] = deque(maxlen=_DEFERRED)
+        self.is_capturing = False
+        self.deferred: deque[Sighting] = deque(maxlen=_DEFERRED)
 
 
 class Capture:
-    """
-    The capturing side of this process: its spool, its drain, and what it saw lately.
-
-    Args:
-        header: the resource, as the first line of each spool segment.
-    """
+    """The capturing side of this process: its spool, its drain, and what it saw lately."""
 
     def __init__(self, spool: Spool, drain: Drain) -> None:
         self.spool = spool
@@ -100,317 +86,182 @@ class Capture:
         # exporters bring again later.
         self._seen: dict[tuple[str | None, str], str] = {}
 
-    def see(
-        self,
-        error: BaseException | str,
-        *,
-        mechanism: str,
-        handled: bool,
-        severity: str | None = None,
-        category: str | None = None,
-        facts: Mapping[str, Any] | None = None,
-        level: int | None = None,
-        logger: str | None = None,
-        place: str | None = None,
-        stack: str | None = None,
-        tb: TracebackType | None = None,
-        status: int | None = None,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> str | None:
-        """
-        Record one sighting of an error.
-
-        Args:
-            error: the exception, or a text where there is none.
-            mechanism: what saw it: asgi, logging, excepthook, threading, asyncio, track_error, protect.
-            handled: whether the program had an answer to it.
-            severity, category: what the user's code says of it, if it does.
-            facts: joined to the error's context.
-            level: of the log line, as `logging` numbers it.
-            logger, place, stack: what is known where there is no exception.
-            tb: its traceback, where the exception does not hold it.
-            status: of the response.
-            attributes: further OpenTelemetry attributes; trusted to be clean.
-
-        Returns:
-            The error's id, also when it was seen before; None for what is no error.
-        """
+    def see(self, sighting: Sighting) -> str | None:
+        """Record one sighting; the error's id, also when it was seen before, or None for what is no error."""
         if threading.get_ident() in own_threads:
             return None
-        sighting = _Sighting(error, "", clock.now_ns(), {})
-        options = {
-            "mechanism": mechanism,
-            "handled": handled,
-            "severity": severity,
-            "category": category,
-            "facts": facts,
-            "level": level,
-            "logger": logger,
-            "place": place,
-            "stack": stack,
-            "tb": tb,
-            "status": status,
-            "attributes": attributes,
-        }
+        sighting.time_ns = clock.now_ns()
         busy = self._busy
         if busy.is_capturing:
             # A signal handler, a __del__ or a __str__ that logs: after the one under way.
-            sighting.error_id = uuid7()
-            sighting.facts = options
+            sighting.error_id = uuid7(sighting.time_ns)
             busy.deferred.append(sighting)
             return sighting.error_id
         busy.is_capturing = True
         error_id = None
         try:
             with contained("capture"):
-                error_id = self._see(error, "", sighting.time_ns, **options)
-            for _ in range(_DEFERRED):
-                if not busy.deferred:
-                    break
-                late = busy.deferred.popleft()
-                with contained("capture"):
-                    self._see(late.error, late.error_id, late.time_ns, **late.facts)
-            busy.deferred.clear()
+                error_id = self._see(sighting)
+            if busy.deferred:
+                self._see_deferred(busy)
         finally:
             busy.is_capturing = False
         return error_id
 
-    def _see(
-        self,
-        error: BaseException | str,
-        error_id: str,
-        time_ns: int,
-        *,
-        mechanism: str,
-        handled: bool,
-        severity: str | None,
-        category: str | None,
-        facts: Mapping[str, Any] | None,
-        level: int | None,
-        logger: str | None,
-        place: str | None,
-        stack: str | None,
-        tb: TracebackType | None,
-        status: int | None,
-        attributes: Mapping[str, Any] | None,
-    ) -> str | None:
-        scope = context.current_scope.get()
-        key: Any
-        if isinstance(error, BaseException):
-            if not is_error(error):
-                return None
-            unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
-            carried = context.attributes_of(error)
-            mark = carried.get(_MARK)
-            if mark is not None and _is_same_unit(mark[1], unit, scope is None, mechanism):
-                return self._amend(error, mark, mechanism, handled, severity, category, level, facts)
-            tb = tb or error.__traceback__
-            code_key = stacks.key_of(tb)
-            key = (type(error), code_key)
-            if not code_key:  # never raised: it is told apart by who reports it
-                frame = stacks.caller()
-                key = (type(error), frame and (id(frame.f_code), frame.f_lasti))
-        else:
-            unit, code_key, carried = "", (), {}
-            key = (logger, place, template(error[:300]))
-
-        known = self._places.get(key)
-        second = time_ns >> 30
-        error_id = error_id or uuid7(time_ns)
-        if not self._may_write(known, second):
-            error_id = self._count(known, error_id, time_ns)
-        else:
-            if known is None:
-                known = self._new_place(key)
-            if known.second != second:
-                known.second, known.written = second, 0
-            known.written += 1
-            known.last_id = error_id
-            self._write(
-                error, error_id, time_ns, code_key, tb, scope,
-                mechanism=mechanism, handled=handled, severity=severity, category=category, facts=facts,
-                level=level, logger=logger, place=place, stack=stack, status=status, attributes=attributes,
-            )  # fmt: skip
-        if scope is not None:
-            scope["tocsin.seen"] = True
-        if isinstance(error, BaseException):
-            rank = Severity(severity).rank if severity else _rank(mechanism, level, handled)
-            carried[_MARK] = (error_id, unit, rank, handled)
-        return error_id
-
-    def record(
-        self,
-        *,
-        exception_type: str | None,
-        message: str,
-        stack: str | None,
-        attributes: Mapping[str, Any],
-        trace_id: str | None,
-        span_id: str | None,
-        time_ns: int,
-        mechanism: str,
-        severity_number: int,
-        logger: str | None = None,
-    ) -> str | None:
-        """
-        Record an error that someone else described, unless this process's own hooks have seen it.
-
-        Args:
-            exception_type, message, stack, attributes: as OpenTelemetry has them; not trusted.
-            trace_id, span_id: hex.
-            time_ns: since the epoch.
-
-        Returns:
-            The error's id, or None where it was seen already.
-        """
+    def record(self, report: Report) -> str | None:
+        """Record what someone else described; None where this process's own hooks have seen it already."""
         if threading.get_ident() in own_threads:
             return None
-        message = stacks.tidy(message)
-        seen = (trace_id, (exception_type or "").rpartition(".")[2])
-        known = self._seen.get(seen)
-        if known is not None and (known == "" or known == message):
+        message = stacks.tidy(report.message)
+        seen = (report.trace_id, (report.exception_type or "").rpartition(".")[2])
+        if self._seen.get(seen) in {"", message}:
             return None
-        if trace_id is not None:
+        if report.trace_id is not None:
             self._remember(seen, message)
-        found = {
-            **{clean(str(key), 200): scrub.scrub_value(value, str(key)) for key, value in list(attributes.items())[:128]},
-            semconv.MECHANISM: mechanism,
-            semconv.HANDLED: False,
+        attributes = {
+            clean(str(key), 200): scrub.scrub_value(value, str(key))
+            for key, value in list(report.attributes.items())[:128]
         }
-        for name, value in (
-            (semconv.EXCEPTION_TYPE, clean(exception_type, 300) if exception_type else None),
-            (semconv.EXCEPTION_STACKTRACE, stacks.tidy(stack, STACK_LIMIT) if stack else None),
-            (semconv.LOGGER, clean(logger, 200) if logger else None),
-        ):
-            if value:
-                found[name] = value
-        error_id = uuid7(time_ns)
-        self._append(_line(error_id, time_ns, severity_number, trace_id, span_id, message, found))
+        attributes[semconv.MECHANISM] = report.mechanism
+        attributes[semconv.HANDLED] = False
+        if report.exception_type:
+            attributes[semconv.EXCEPTION_TYPE] = clean(report.exception_type, 300)
+        if report.stack:
+            attributes[semconv.EXCEPTION_STACKTRACE] = stacks.tidy(report.stack, STACK_LIMIT)
+        if report.logger:
+            attributes[semconv.LOGGER] = clean(report.logger, 200)
+        error_id = uuid7(report.time_ns)
+        trace = (report.trace_id, report.span_id)
+        self._append(
+            _line(error_id, report.time_ns, report.severity_number, trace, message=message, attributes=attributes)
+        )
         return error_id
 
-    def _remember(self, seen: tuple[str | None, str], message: str) -> None:
-        if len(self._seen) >= _PLACES:
-            for old in list(self._seen)[: _PLACES // 10]:
-                self._seen.pop(old, None)
-        self._seen[seen] = message
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was captured so far is stored; False when the time is over."""
+        return self.drain.flush(timeout_s)
 
-    def _may_write(self, known: _Place | None, second: int) -> bool:
+    def close(self, timeout_s: float) -> None:
+        """Store what is left, within a bound; what is not stored stays in the spool."""
+        is_all_stored = self.drain.finish(timeout_s)
+        self.spool.close(everything_stored=is_all_stored)
+
+    def _see_deferred(self, busy: _Busy) -> None:
+        for _ in range(_DEFERRED):  # each may defer another
+            if not busy.deferred:
+                break
+            with contained("capture"):
+                self._see(busy.deferred.popleft())
+        busy.deferred.clear()
+
+    def _see(self, sighting: Sighting) -> str | None:
+        error = sighting.error
+        scope = context.current_scope.get()
+        if isinstance(error, str):
+            key: Any = (sighting.logger, sighting.place, template(error[:300]))
+            return self._admit(sighting, key, (), scope)
+
+        if not is_error(error):
+            return None
+        unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
+        carried = context.attributes_of(error)
+        mark = carried.get(_MARK)
+        if mark is not None and _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
+            return self._amend(sighting, mark, carried)
+        if sighting.tb is None:
+            sighting.tb = error.__traceback__
+        code_key = stacks.key_of(sighting.tb)
+        if code_key:
+            key = (type(error), code_key)
+        else:  # never raised: it is told apart by who reports it
+            frame = stacks.caller()
+            key = (type(error), frame and (id(frame.f_code), frame.f_lasti))
+        error_id = self._admit(sighting, key, code_key, scope)
+        carried[_MARK] = (error_id, unit, _rank(sighting), sighting.handled)
+        return error_id
+
+    def _admit(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
+        """Write an error out in full, or count it when its place has written enough this second."""
+        if scope is not None:
+            scope[context.SEEN] = True
+        place = self._places.get(key)
+        second = sighting.time_ns >> 30
+        if not self._may_write(place, second):
+            return self._count(place, sighting)
+        error_id = sighting.error_id or uuid7(sighting.time_ns)
+        if place is None:
+            stacks.make_room(self._places, _PLACES)
+            place = self._places[key] = _Place()
+        if place.second != second:
+            place.second, place.written = second, 0
+        place.written += 1
+        place.last_id = error_id
+        self._write(sighting, error_id, code_key, scope)
+        return error_id
+
+    def _may_write(self, place: _Place | None, second: int) -> bool:
+        if place is not None and place.second == second and place.written >= FULL_PER_SECOND:
+            return False
         every = self._all
         if every.second != second:
             every.second, every.written = second, 0
-        if known is not None and known.second == second and known.written >= FULL_PER_SECOND:
-            return False
         every.written += 1
         return every.written <= FULL_IN_ALL_PER_SECOND
 
-    def _count(self, known: _Place | None, error_id: str, time_ns: int) -> str:
-        """Count one more of a place, or of the overflow when its place was never written out."""
-        if known is None or not known.last_id:
-            known = self._overflow
-            if not known.last_id:
-                known.last_id = error_id
-                self._write_overflow(error_id, time_ns)
-                return error_id
-        counter = known.counter
+    def _count(self, place: _Place | None, sighting: Sighting) -> str:
+        """Count one more of a place, or of the overflow where its place was never written out."""
+        if place is None:
+            place = self._overflow
+            if not place.last_id:
+                place.last_id = uuid7(sighting.time_ns)
+                self._write(_overflow(sighting.time_ns), place.last_id, (), None)
+                return place.last_id
+        counter = place.counter
         if counter is None or counter.is_free:
-            counter = known.counter = self.spool.counter(known.last_id)
+            counter = place.counter = self.spool.counter(place.last_id)
         if counter is None:
             self.spool.lose()
-        else:
-            # A counter stays with the error that it was bound to for as long as the storm goes on.
-            counter.tick()
-            return counter.error_id
-        return known.last_id
+            return place.last_id
+        # A counter stays with the error that it was bound to for as long as the storm goes on.
+        counter.tick()
+        return counter.error_id
 
-    def _new_place(self, key: Any) -> _Place:
-        if len(self._places) >= _PLACES:
-            for old in list(self._places)[: _PLACES // 10]:
-                self._places.pop(old, None)
-        known = self._places[key] = _Place()
-        return known
-
-    def _write(
-        self,
-        error: BaseException | str,
-        error_id: str,
-        time_ns: int,
-        code_key: stacks.Key,
-        tb: TracebackType | None,
-        scope: context.Scope | None,
-        *,
-        mechanism: str,
-        handled: bool,
-        severity: str | None,
-        category: str | None,
-        facts: Mapping[str, Any] | None,
-        level: int | None,
-        logger: str | None,
-        place: str | None,
-        stack: str | None,
-        status: int | None,
-        attributes: Mapping[str, Any] | None,
-    ) -> None:
+    def _write(self, sighting: Sighting, error_id: str, code_key: stacks.Key, scope: context.Scope | None) -> None:
         """Write one error out in full, offer it to the user's OpenTelemetry, wake the drain."""
-        is_exception = isinstance(error, BaseException)
-        found: dict[str, Any] = {semconv.MECHANISM: mechanism, semconv.HANDLED: handled}
+        error = sighting.error
+        attributes: dict[str, Any] = {semconv.MECHANISM: sighting.mechanism, semconv.HANDLED: sighting.handled}
         frames_json = None
         if isinstance(error, BaseException):
             message = stacks.safe_message(error)
-            if not code_key:
-                stack, frames_json = _caller_stack(error, message)
-            else:
-                stack = stacks.stack_text(error, message, tb, code_key)
-                frames_json = stacks.link_of(error, tb, code_key).frames_json
-            names = stacks.names_of(type(error))
-            found[semconv.EXCEPTION_TYPE] = names[0] if names else type(error).__name__
-            causes = stacks.causes_of(error)
-            found[semconv.EXCEPTION_BASES] = {
-                "own": names[:20],
-                "causes": [name for cause in causes for name in stacks.names_of(type(cause))][:100],
-            }
-            if causes:
-                found[semconv.CAUSES] = [
-                    {"type": stacks.names_of(type(cause))[0], "message": shorten(stacks.safe_message(cause), 500)}
-                    for cause in causes[:10]
-                    if stacks.names_of(type(cause))
-                ]
+            frames_json = _describe_exception(attributes, error, message, sighting, code_key)
         else:
             message = stacks.tidy(error)
-        for name, value in (
-            (semconv.SEVERITY, severity),
-            (semconv.CATEGORY, category),
-            (semconv.LOGGER, clean(logger, 200) if logger else None),
-            (semconv.PLACE, clean(place, 300) if place else None),
-            (semconv.EXCEPTION_STACKTRACE, stack),
-        ):
-            if value:
-                found[name] = value
-        if mechanism == "excepthook":
-            found[semconv.EXIT] = True
-        found |= context.where()
-        found |= context.span_attributes()
+            if sighting.stack:
+                attributes[semconv.EXCEPTION_STACKTRACE] = stacks.tidy(sighting.stack)
+        _describe_sighting(attributes, sighting)
+        attributes |= context.where()
+        attributes |= context.span_attributes()
         if scope is not None:
-            found |= context.request_attributes(scope, status)
-        if attributes:
-            found |= attributes
-        if is_exception and (host := _host_of(error)):
-            found.setdefault(semconv.SERVER_ADDRESS, host)
-        said = {**context.facts_of(error if is_exception else None), **(facts or {})}  # type: ignore[arg-type]
+            attributes |= context.request_attributes(scope, sighting.status)
+        if sighting.attributes:
+            attributes |= sighting.attributes
+        said = context.facts_of(error if isinstance(error, BaseException) else None)
+        if sighting.facts:
+            said = {**said, **sighting.facts}
         if said:
-            found[semconv.CONTEXT] = scrub.scrub_value(said)
-        trace_id, span_id = context.trace_of(scope)
-
-        line = _line(
-            error_id, time_ns, _severity_number(mechanism, level, handled), trace_id, span_id, message, found
-        )
+            attributes[semconv.CONTEXT] = scrub.scrub_value(said)
+        trace = context.trace_of(scope)
         if isinstance(error, BaseException) and sys.modules.get("opentelemetry.sdk") is not None:
-            self._remember((trace_id, type(error).__name__), message)
-        self._append(line, frames_json, durable=mechanism == "excepthook")
+            self._remember((trace[0], type(error).__name__), message)
+        line = _line(
+            error_id, sighting.time_ns, _severity_number(sighting), trace, message=message, attributes=attributes
+        )
+        self._append(line, frames_json, durable=sighting.mechanism == "excepthook")
         emit.emit(line)
 
     def _append(self, line: dict[str, Any], frames_json: str | None = None, *, durable: bool = False) -> None:
         text = _encode(line)
-        if frames_json is not None:  # made once per place: put in as it is
+        if frames_json is not None:  # made once per place: put in as it is, at the end of the attributes
             text = f'{text[:-2]},"{semconv.FRAMES}":{frames_json}}}}}'
         data = text.encode("utf-8") + b"\n"
         if len(data) > LINE_BYTES:
@@ -418,44 +269,45 @@ class Capture:
         self.spool.append(data, durable=durable)
         self.drain.wake()
 
-    def _write_overflow(self, error_id: str, time_ns: int) -> None:
-        self._write(
-            "more different errors at once than can be written out; the rest is counted here",
-            error_id, time_ns, (), None, None,
-            mechanism="overflow", handled=False, severity=None, category=None, facts=None, level=logging.ERROR,
-            logger="tocsin", place="tocsin overflow", stack=None, status=None, attributes=None,
-        )  # fmt: skip
-
-    def _amend(
-        self,
-        error: BaseException,
-        mark: tuple[str, str, int, bool],
-        mechanism: str,
-        handled: bool,
-        severity: str | None,
-        category: str | None,
-        level: int | None,
-        facts: Mapping[str, Any] | None,
-    ) -> str:
+    def _amend(self, sighting: Sighting, mark: tuple[str, str, int, bool], carried: dict[str, Any]) -> str:
         """Tell what this later sighting knows better than the first, if it does."""
         error_id, unit, rank, was_handled = mark
-        new_rank = Severity(severity).rank if severity else _rank(mechanism, level, handled)
+        new_rank = _rank(sighting)
         line: dict[str, Any] = {}
         if new_rank > rank:
             line["severity"] = list(Severity)[new_rank]
-        if category:
-            line["category"] = category
-        if was_handled and not handled:
+        if sighting.category:
+            line["category"] = sighting.category
+        if was_handled and not sighting.handled:
             line["handled"] = False
-            line["mechanism"] = mechanism
-        if facts:
-            line["context"] = scrub.scrub_value(dict(facts))
+            line["mechanism"] = sighting.mechanism
+        if sighting.facts:
+            line["context"] = scrub.scrub_value(dict(sighting.facts))
         if line:
-            context.attributes_of(error)[_MARK] = (error_id, unit, max(rank, new_rank), was_handled and handled)
+            carried[_MARK] = (error_id, unit, max(rank, new_rank), was_handled and sighting.handled)
             line |= {"v": VERSION, "kind": "amend", "error_id": error_id}
-            self.spool.append(_encode(line).encode() + b"\n", durable=mechanism == "excepthook")
+            self.spool.append(_encode(line).encode() + b"\n", durable=sighting.mechanism == "excepthook")
             self.drain.wake()
         return error_id
+
+    def _remember(self, seen: tuple[str | None, str], message: str) -> None:
+        stacks.make_room(self._seen, _PLACES)
+        self._seen[seen] = message
+
+
+def resource(service: str, environment: str, release: str | None, instance_id: str) -> dict[str, Any]:
+    """Whose errors they are, as OpenTelemetry's resource attributes."""
+    found = {
+        semconv.SERVICE_NAME: service,
+        semconv.DEPLOYMENT_ENVIRONMENT: environment,
+        semconv.SERVICE_INSTANCE_ID: instance_id,
+        semconv.HOST_NAME: os.uname().nodename,
+        semconv.PROCESS_PID: os.getpid(),
+        semconv.RUNTIME_VERSION: ".".join(map(str, sys.version_info[:3])),
+    }
+    if release:
+        found[semconv.SERVICE_VERSION] = release
+    return found
 
 
 def _is_same_unit(marked: str, unit: str | None, is_outside: bool, mechanism: str) -> bool:
@@ -468,12 +320,52 @@ def _is_same_unit(marked: str, unit: str | None, is_outside: bool, mechanism: st
     return marked == unit or mechanism in _TERMINAL or (is_outside and ":" not in marked)
 
 
+def _describe_exception(
+    attributes: dict[str, Any], error: BaseException, message: str, sighting: Sighting, code_key: stacks.Key
+) -> str:
+    """Type, stack and causes into the attributes; the frames as JSON."""
+    if code_key:
+        stack = stacks.stack_text(error, message, sighting.tb, code_key)
+        frames_json = stacks.link_of(error, sighting.tb, code_key).frames_json
+    else:
+        stack, frames_json = stacks.caller_stack(error, message)
+    names = stacks.names_of(type(error))
+    attributes[semconv.EXCEPTION_TYPE] = names[0]
+    attributes[semconv.EXCEPTION_STACKTRACE] = stack
+    causes = stacks.causes_of(error)
+    attributes[semconv.EXCEPTION_BASES] = {
+        "own": names[:20],
+        "causes": [name for cause in causes for name in stacks.names_of(type(cause))][:100],
+    }
+    if causes:
+        attributes[semconv.CAUSES] = [
+            {"type": stacks.names_of(type(cause))[0], "message": shorten(stacks.safe_message(cause), 500)}
+            for cause in causes[:10]
+        ]
+    if host := _host_of(error):
+        attributes[semconv.SERVER_ADDRESS] = host
+    return frames_json
+
+
+def _describe_sighting(attributes: dict[str, Any], sighting: Sighting) -> None:
+    if sighting.severity:
+        attributes[semconv.SEVERITY] = sighting.severity
+    if sighting.category:
+        attributes[semconv.CATEGORY] = clean(str(sighting.category), 40)
+    if sighting.logger:
+        attributes[semconv.LOGGER] = clean(sighting.logger, 200)
+    if sighting.place:
+        attributes[semconv.PLACE] = clean(sighting.place, 300)
+    if sighting.mechanism == "excepthook":
+        attributes[semconv.EXIT] = True
+
+
 def _line(
     error_id: str,
     time_ns: int,
     severity_number: int,
-    trace_id: str | None,
-    span_id: str | None,
+    trace: tuple[str | None, str | None],
+    *,
     message: str,
     attributes: dict[str, Any],
 ) -> dict[str, Any]:
@@ -489,51 +381,53 @@ def _line(
         "time_unix_nano": time_ns,
         "severity_number": severity_number,
         "event_name": semconv.EVENT_EXCEPTION,
-        "trace_id": trace_id,
-        "span_id": span_id,
+        "trace_id": trace[0],
+        "span_id": trace[1],
         "body": message,
         "attributes": attributes,
     }
 
 
-def _rank(mechanism: str, level: int | None, handled: bool) -> int:
+def _overflow(time_ns: int) -> Sighting:
+    return Sighting(
+        "more different errors at once than can be written out; the rest is counted here",
+        mechanism="overflow",
+        handled=False,
+        level=logging.ERROR,
+        logger="tocsin",
+        place="tocsin overflow",
+        time_ns=time_ns,
+    )
+
+
+def _rank(sighting: Sighting) -> int:
     """The severity that a sighting alone speaks for; the exporter may find a higher one."""
-    if level is not None:
-        found = Severity.CRITICAL if level >= logging.CRITICAL else Severity.HIGH
-        return (found if level >= logging.ERROR else Severity.LOW).rank
-    return _UNHANDLED.get(mechanism, Severity.LOW).rank if not handled else Severity.LOW.rank
+    if sighting.severity:
+        return Severity(sighting.severity).rank
+    if sighting.level is not None:
+        if sighting.level < logging.ERROR:
+            return Severity.LOW.rank
+        return (Severity.CRITICAL if sighting.level >= logging.CRITICAL else Severity.HIGH).rank
+    if sighting.handled:
+        return Severity.LOW.rank
+    return _UNHANDLED.get(sighting.mechanism, Severity.LOW).rank
 
 
-def _severity_number(mechanism: str, level: int | None, handled: bool) -> int:
+def _severity_number(sighting: Sighting) -> int:
     """OpenTelemetry's number: FATAL 21, ERROR 17, WARN 13. Source: semantic conventions, exceptions in logs."""
-    if mechanism == "excepthook" or (level is not None and level >= logging.CRITICAL):
+    level = sighting.level
+    if sighting.mechanism == "excepthook" or (level is not None and level >= logging.CRITICAL):
         return 21
     if level is not None:
         return 17 if level >= logging.ERROR else 13
-    return 13 if handled else 17
+    return 13 if sighting.handled else 17
 
 
-def _caller_stack(error: BaseException, message: str) -> tuple[str, str]:
-    """Text and frames for an exception that was never raised: the stack of who reports it."""
-    frames: list[tuple[FrameType, int]] = []
-    frame = stacks.caller()
-    while frame is not None and len(frames) < 30:
-        frames.append((frame, frame.f_lineno))
-        frame = frame.f_back
-    frames.reverse()
-    described = stacks.describe(frames)
-    lines = ["Traceback (most recent call last):\n"] if described else []
-    for one in described:
-        lines.append(f'  File "{one["file"]}", line {one["line"]}, in {one["function"]}\n    {one["text"]}\n')
-    name = type(error).__qualname__
-    return "".join(lines) + f"{name}: {message}\n", _encode(described)
-
-
-def _host_of(error: object) -> str | None:
+def _host_of(error: BaseException) -> str | None:
     """The host that a failed request was for, where an HTTP client's exception carries the request."""
-    request = getattr(error, "__dict__", {}).get("_request") or getattr(error, "__dict__", {}).get("request")
-    url = getattr(request, "url", None)
-    host = getattr(url, "host", None)
+    carried = context.attributes_of(error)
+    request = carried.get("_request") or carried.get("request")
+    host = getattr(getattr(request, "url", None), "host", None)
     return clean(host, 200) if isinstance(host, str) and host else None
 
 
@@ -542,7 +436,7 @@ def _smaller(line: dict[str, Any]) -> bytes:
     attributes = {
         key: value
         for key, value in line["attributes"].items()
-        if key not in (semconv.CONTEXT, semconv.FRAMES) and (not isinstance(value, str) or len(value) < 4096)
+        if key != semconv.CONTEXT and (not isinstance(value, str) or len(value) < 4096)
     }
     stack = line["attributes"].get(semconv.EXCEPTION_STACKTRACE)
     if stack:
@@ -550,20 +444,3 @@ def _smaller(line: dict[str, Any]) -> bytes:
     attributes[semconv.CONTEXT] = {"tocsin.left_out": "the error was too large"}
     smaller = {**line, "body": shorten(line["body"], 4096), "attributes": attributes}
     return _encode(smaller).encode() + b"\n"
-
-
-def resource(service: str, environment: str, release: str | None, instance_id: str) -> dict[str, Any]:
-    """Whose errors they are, as OpenTelemetry's resource attributes."""
-    found = {
-        semconv.SERVICE_NAME: service,
-        semconv.DEPLOYMENT_ENVIRONMENT: environment,
-        semconv.SERVICE_INSTANCE_ID: instance_id,
-        semconv.HOST_NAME: os.uname().nodename,
-        semconv.PROCESS_PID: os.getpid(),
-        "process.runtime.version": ".".join(map(str, sys.version_info[:3])),
-    }
-    if release:
-        found[semconv.SERVICE_VERSION] = release
-    return found
-
-

@@ -27,6 +27,8 @@ current_facts: ContextVar[Mapping[str, Any] | None] = ContextVar("tocsin_facts",
 
 _ON_EXCEPTION: Final = "__tocsin_context__"
 _TRACE: Final = "tocsin.trace"
+SEEN: Final = "tocsin.seen"
+"""Stands in the scope of a request in which an error was seen."""
 
 HEADERS: Final = {
     b"host",
@@ -236,20 +238,18 @@ def unit_key() -> str:
 
 def install() -> None:
     """Let new threads and pool jobs carry the request and the facts; harmless when called twice."""
-    if not getattr(threading.Thread.start, "_tocsin", False):
-        threading.Thread.start = _carrying_start(threading.Thread.start)  # type: ignore[method-assign]
-    if not getattr(ThreadPoolExecutor.submit, "_tocsin", False):
-        ThreadPoolExecutor.submit = _carrying_submit(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
+    for kind, name, carrying in _CARRIERS:
+        original = getattr(kind, name)
+        if not getattr(original, "_tocsin", False):
+            setattr(kind, name, carrying(original))
 
 
 def uninstall() -> None:
     """Put back what `install` found, unless someone else has wrapped it since."""
-    start = threading.Thread.start
-    if getattr(start, "_tocsin", False):
-        threading.Thread.start = start.__wrapped__  # type: ignore[method-assign, attr-defined]
-    submit = ThreadPoolExecutor.submit
-    if getattr(submit, "_tocsin", False):
-        ThreadPoolExecutor.submit = submit.__wrapped__  # type: ignore[method-assign, attr-defined]
+    for kind, name, _ in _CARRIERS:
+        hooked = getattr(kind, name)
+        if getattr(hooked, "_tocsin", False):
+            setattr(kind, name, hooked.__wrapped__)
 
 
 def _carried() -> tuple[Scope | None, Mapping[str, Any] | None] | None:
@@ -301,3 +301,9 @@ def _run_with(
     finally:
         current_scope.reset(scope_token)
         current_facts.reset(facts_token)
+
+
+_CARRIERS: Final[list[tuple[type, str, Callable[[Any], Any]]]] = [
+    (threading.Thread, "start", _carrying_start),
+    (ThreadPoolExecutor, "submit", _carrying_submit),
+]

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any
 
 from tocsin.contained import contained
-from tocsin.instrumentation import state
+from tocsin.instrumentation import stacks, state
 from tocsin.instrumentation.context import current_scope
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
+from tocsin.instrumentation.state import Sighting
 
 _found: dict[str, Any] = {}
 
@@ -53,7 +54,7 @@ def _uncaught(before: _ExceptHook) -> _ExceptHook:
     def excepthook(kind: type[BaseException], exc: BaseException, tb: TracebackType | None) -> None:
         capture = state.current
         if capture is not None and isinstance(exc, BaseException):
-            capture.see(exc, mechanism="excepthook", handled=False, tb=tb)
+            capture.see(Sighting(exc, mechanism="excepthook", handled=False, tb=tb))
         before(kind, exc, tb)
 
     excepthook._tocsin = True  # type: ignore[attr-defined]
@@ -65,7 +66,7 @@ def _uncaught_in_thread(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
         capture = state.current
         # Only the default hook leaves SystemExit out by itself; for a thread it is a way to end.
         if capture is not None and args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
-            capture.see(args.exc_value, mechanism="threading", handled=False, tb=args.exc_traceback)
+            capture.see(Sighting(args.exc_value, mechanism="threading", handled=False, tb=args.exc_traceback))
         before(args)
 
     excepthook._tocsin = True  # type: ignore[attr-defined]
@@ -116,10 +117,9 @@ def _note(context: dict[str, Any]) -> None:
     message = str(context.get("message") or "asyncio reports an error")
 
     def see() -> None:
-        if exc is not None:
-            capture.see(exc, mechanism="asyncio", handled=False, facts=None, attributes={"log.message": message})
-        else:
-            capture.see(message, mechanism="asyncio", handled=False, logger="asyncio", place="asyncio")
+        seen = Sighting(exc or message, mechanism="asyncio", handled=False, logger="asyncio", place="asyncio")
+        seen.attributes = {"log.message": stacks.tidy(message)}
+        capture.see(seen)
 
     its_own = getattr(future, "get_context", None)
     around = its_own() if its_own is not None else getattr(future, "_tocsin_context", None)

@@ -16,20 +16,26 @@ from tocsin import semconv
 from tocsin.contained import contained
 from tocsin.exporter.scrub import scrub_value
 from tocsin.instrumentation import stacks, state
+from tocsin.instrumentation.state import Sighting
 
 LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 # Ours, and what reports an exception that another hook has seen or will see.
 _LEFT_OUT: Final = ("tocsin", "opentelemetry")
 
-_quiet = threading.local()
+
+class _Quiet(threading.local):
+    depth: int = 0
+
+
+_quiet = _Quiet()
 
 
 class quiet:  # noqa: N801  (reads as a statement)
     """Log lines of this thread are not captured inside: their error is captured already."""
 
     def __enter__(self) -> None:
-        _quiet.depth = getattr(_quiet, "depth", 0) + 1
+        _quiet.depth += 1
 
     def __exit__(self, *args: object) -> None:
         _quiet.depth -= 1
@@ -67,35 +73,24 @@ def _threshold() -> int:
 def _note(record: logging.LogRecord) -> None:
     capture = state.current
     name = record.name
-    if capture is None or getattr(_quiet, "depth", 0) or name.partition(".")[0] in _LEFT_OUT:
+    if capture is None or _quiet.depth or name.partition(".")[0] in _LEFT_OUT:
         return
-    exc = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    extra = _extra(record)
+    exc_info = record.exc_info if isinstance(record.exc_info, tuple) else (None, None, None)
+    exc = exc_info[1]
     attributes: dict[str, Any] = {
         semconv.CODE_FILE: record.pathname,
         semconv.CODE_LINE: record.lineno,
         semconv.CODE_FUNCTION: record.funcName,
     }
-    if exc is not None:
-        tb = record.exc_info[2] if isinstance(record.exc_info, tuple) else None
-        attributes["log.message"] = _message(record)
-        capture.see(
-            exc, mechanism="logging", handled=True, level=record.levelno, logger=name, facts=extra, tb=tb,
-            attributes=attributes,
-        )  # fmt: skip
-        return
     message = _message(record)
-    capture.see(
-        message,
-        mechanism="logging",
-        handled=True,
-        level=record.levelno,
-        logger=name,
-        facts=extra,
-        place=f"{name} in {record.funcName}",
-        stack=f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n',
-        attributes=attributes,
-    )
+    if exc is not None:
+        seen = Sighting(exc, mechanism="logging", handled=True, tb=exc_info[2])
+        attributes["log.message"] = message
+    else:
+        seen = Sighting(message, mechanism="logging", handled=True, place=f"{name} in {record.funcName}")
+        seen.stack = f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n'
+    seen.level, seen.logger, seen.facts, seen.attributes = record.levelno, name, _extra(record), attributes
+    capture.see(seen)
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -18,9 +18,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from tocsin import clock, semconv
 from tocsin.contained import contained
 from tocsin.instrumentation import start, state
+from tocsin.instrumentation.state import Report
 
 try:
-    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 except ImportError:  # only `opentelemetry-instrument` loads the instrumentor, and brings this along
     BaseInstrumentor = object
 
@@ -91,15 +92,17 @@ def _record_event(span: ReadableSpan, attributes: Mapping[str, Any], time_ns: in
     if capture is None or ids is None:
         return
     capture.record(
-        exception_type=_text(attributes.get(semconv.EXCEPTION_TYPE)),
-        message=_text(attributes.get(semconv.EXCEPTION_MESSAGE)) or "",
-        stack=_text(attributes.get(semconv.EXCEPTION_STACKTRACE)),
-        attributes=span.attributes or {},
-        trace_id=f"{ids.trace_id:032x}",
-        span_id=f"{ids.span_id:016x}",
-        time_ns=time_ns,
-        mechanism="span",
-        severity_number=_ERROR_NUMBER,
+        Report(
+            exception_type=_text(attributes.get(semconv.EXCEPTION_TYPE)),
+            message=_text(attributes.get(semconv.EXCEPTION_MESSAGE)) or "",
+            stack=_text(attributes.get(semconv.EXCEPTION_STACKTRACE)),
+            attributes=span.attributes or {},
+            trace_id=f"{ids.trace_id:032x}",
+            span_id=f"{ids.span_id:016x}",
+            time_ns=time_ns,
+            mechanism="span",
+            severity_number=_ERROR_NUMBER,
+        )
     )
 
 
@@ -113,16 +116,18 @@ def _record_log(one: ReadableLogRecord) -> None:
         return
     message = attributes.pop(semconv.EXCEPTION_MESSAGE, None) if has_exception else None
     capture.record(
-        exception_type=_text(attributes.pop(semconv.EXCEPTION_TYPE, None)),
-        message=_text(message) or _text(record.body) or "",
-        stack=_text(attributes.pop(semconv.EXCEPTION_STACKTRACE, None)),
-        attributes=attributes,
-        trace_id=f"{record.trace_id:032x}" if record.trace_id else None,
-        span_id=f"{record.span_id:016x}" if record.span_id else None,
-        time_ns=record.timestamp or record.observed_timestamp or clock.now_ns(),
-        mechanism="log record",
-        severity_number=number or _ERROR_NUMBER,
-        logger=one.instrumentation_scope.name if one.instrumentation_scope else None,
+        Report(
+            exception_type=_text(attributes.pop(semconv.EXCEPTION_TYPE, None)),
+            message=_text(message) or _text(record.body) or "",
+            stack=_text(attributes.pop(semconv.EXCEPTION_STACKTRACE, None)),
+            attributes=attributes,
+            trace_id=f"{record.trace_id:032x}" if record.trace_id else None,
+            span_id=f"{record.span_id:016x}" if record.span_id else None,
+            time_ns=record.timestamp or record.observed_timestamp or clock.now_ns(),
+            mechanism="log record",
+            severity_number=number or _ERROR_NUMBER,
+            logger=one.instrumentation_scope.name if one.instrumentation_scope else None,
+        )
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from tocsin.contained import contained
 from tocsin.ids import uuid7
 from tocsin.instrumentation import stacks, state
+from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
 P = ParamSpec("P")
@@ -44,21 +45,24 @@ def track_error(
             if severity is not None and severity not in list(Severity):
                 severity = None
             if isinstance(error, BaseException):
-                found = capture.see(
-                    error, mechanism="track_error", handled=True, severity=severity, category=category, facts=context
-                )
+                seen = Sighting(error, mechanism="track_error", handled=True)
             else:
-                frame = stacks.caller()
-                place = stack = None
-                if frame is not None:
-                    code = frame.f_code
-                    place = f"{frame.f_globals.get('__name__')} in {code.co_qualname}"
-                    stack = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
-                found = capture.see(
-                    str(error), mechanism="track_error", handled=True, severity=severity or "high", category=category,
-                    facts=context, place=place, stack=stack,
-                )  # fmt: skip
+                seen = _said(str(error))
+                severity = severity or Severity.HIGH
+            seen.severity, seen.category, seen.facts = severity, category, context
+            found = capture.see(seen)
     return found or uuid7()
+
+
+def _said(text: str) -> Sighting:
+    """A text as an error; where it was said stands for the stack that it does not have."""
+    frame = stacks.caller()
+    seen = Sighting(text, mechanism="track_error", handled=True)
+    if frame is not None:
+        code = frame.f_code
+        seen.place = f"{frame.f_globals.get('__name__')} in {code.co_qualname}"
+        seen.stack = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+    return seen
 
 
 class protect:  # noqa: N801  (reads as a decorator and as a statement)
@@ -110,14 +114,9 @@ class protect:  # noqa: N801  (reads as a decorator and as a statement)
         capture = state.current
         if exc is None or capture is None:
             return
-        capture.see(
-            exc,
-            mechanism="protect",
-            handled=True,
-            severity=self._severity,
-            category=self._category,
-            facts=self._context,
-        )
+        seen = Sighting(exc, mechanism="protect", handled=True)
+        seen.severity, seen.category, seen.facts = self._severity, self._category, self._context
+        capture.see(seen)
 
     async def __aenter__(self) -> None:
         return None

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final
@@ -28,12 +29,10 @@ from tocsin.text import MESSAGE_LIMIT, STACK_LIMIT, clean, shorten
 
 MAX_LINKS: Final = 50
 MAX_FRAMES: Final = 100  # at each end of a stack
-SOURCE_LINES: Final = 5  # around a line
-SOURCE_FRAMES: Final = 10  # the innermost of the team's own
 _CACHE: Final = 2000
 
 Key = tuple[int, ...]
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_quote = json.encoder.encode_basestring_ascii
 
 
 @dataclass(slots=True)
@@ -46,7 +45,18 @@ class Link:
     hint: str = ""  #              ". Did you mean: 'x'?", which Python works out slowly
 
 
+@dataclass(slots=True)
+class _Spot:
+    """What one frame at one instruction gives: most frames of a new place are known from another."""
+
+    code: CodeType
+    identity: tuple[str, int, str]  # by which Python tells repeated lines
+    text: str
+    json: str
+
+
 _links: dict[tuple[type[BaseException], Key], Link] = {}
+_spots: dict[tuple[int, int], _Spot] = {}
 
 
 def key_of(tb: TracebackType | None) -> Key:
@@ -68,39 +78,130 @@ def link_of(exc: BaseException, tb: TracebackType | None, key: Key) -> Link:
     link = _links.get(full_key)
     if link is None:
         link = _make_link(exc, tb)
-        if len(_links) >= _CACHE:
-            for old in list(_links)[: _CACHE // 10]:
-                _links.pop(old, None)
+        make_room(_links, _CACHE)
         _links[full_key] = link
     return link
 
 
+def make_room(cache: dict[Any, Any], limit: int) -> None:
+    """Drop the oldest tenth of a cache that has reached its limit."""
+    if len(cache) >= limit:
+        for old in list(cache)[: limit // 10]:
+            cache.pop(old, None)
+
+
 def forget() -> None:
-    """Empty the cache."""
+    """Empty the caches."""
     _links.clear()
+    _spots.clear()
+    _names.clear()
 
 
 def _make_link(exc: BaseException, tb: TracebackType | None) -> Link:
-    codes, frames = [], []
-    walker = tb
-    while walker is not None:
-        frames.append((walker.tb_frame, walker.tb_lineno))
-        codes.append(walker.tb_frame.f_code)
-        walker = walker.tb_next
-    left_out = len(frames) - 2 * MAX_FRAMES
+    entries: list[TracebackType] = []
+    entry = tb
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    left_out = len(entries) - 2 * MAX_FRAMES
     if left_out > 0:
-        frames = frames[:MAX_FRAMES] + frames[-MAX_FRAMES:]
-        lines = traceback.extract_tb(tb, limit=MAX_FRAMES).format()
-        lines.append(f"  [{left_out} frames left out]\n")
-        lines += traceback.extract_tb(tb, limit=-MAX_FRAMES).format()
-    else:
-        lines = traceback.extract_tb(tb).format() if tb is not None else []
-    text = "Traceback (most recent call last):\n" + "".join(lines) if lines else ""
+        entries = entries[:MAX_FRAMES] + entries[-MAX_FRAMES:]
+    spots = _spots_of(entries)
+
+    texts = ["Traceback (most recent call last):\n"] if spots else []
+    repeated, last = 0, None
+    for position, spot in enumerate(spots):
+        if spot.identity != last:
+            texts += _repeated_line(repeated)
+            repeated, last = 0, spot.identity
+        repeated += 1
+        if repeated <= _SHOWN_REPEATS:
+            texts.append(spot.text)
+        if left_out > 0 and position == MAX_FRAMES - 1:
+            texts += _repeated_line(repeated)
+            texts.append(f"  [{left_out} frames left out]\n")
+            repeated, last = 0, None
+    texts += _repeated_line(repeated)
+
     return Link(
-        codes=tuple(codes[:MAX_FRAMES] + codes[-MAX_FRAMES:]),
-        text=clean(scrub_text(text), STACK_LIMIT),
-        frames_json=_encode(describe(frames)),
+        codes=tuple(spot.code for spot in spots),
+        text=shorten("".join(texts), STACK_LIMIT),
+        frames_json=f"[{','.join(spot.json for spot in spots)}]",
         hint=_hint(exc),
+    )
+
+
+# As Python's traceback module does it.
+_SHOWN_REPEATS: Final = 3
+
+
+def _repeated_line(repeated: int) -> list[str]:
+    more = repeated - _SHOWN_REPEATS
+    if more <= 0:
+        return []
+    return [f"  [Previous line repeated {more} more time{'s' if more > 1 else ''}]\n"]
+
+
+def _spots_of(entries: list[TracebackType]) -> list[_Spot]:
+    keys = [(id(entry.tb_frame.f_code), entry.tb_lasti) for entry in entries]
+    new = {key: entry for key, entry in zip(keys, entries, strict=True) if key not in _spots}
+    if new:
+        make_room(_spots, _CACHE * 4)
+        _spots.update(zip(new, _make_spots(list(new.values())), strict=True))
+    return [_spots[key] for key in keys]
+
+
+def _make_spots(entries: list[TracebackType]) -> list[_Spot]:
+    texts = _tidy_all(["".join(traceback.StackSummary.from_list([_summary(entry)]).format()) for entry in entries])
+    spots = []
+    for entry, text in zip(entries, texts, strict=True):
+        code = entry.tb_frame.f_code
+        line = text.split("\n", 2)[1].strip() if text.count("\n") > 1 else ""
+        identity = (code.co_filename, entry.tb_lineno, code.co_name)
+        spots.append(_Spot(code, identity, text, _as_json(entry.tb_frame, entry.tb_lineno, line)))
+    return spots
+
+
+def _summary(entry: TracebackType) -> traceback.FrameSummary:
+    """
+    As `traceback.extract_tb` makes it, but without a look at the file's date.
+
+    The lines that `linecache` has are those of the code that runs; and asking the disk costs more than the rest.
+    """
+    code = entry.tb_frame.f_code
+    linecache.lazycache(code.co_filename, entry.tb_frame.f_globals)
+    position = next(islice(code.co_positions(), entry.tb_lasti // 2, None), (None, None, None, None))
+    return traceback.FrameSummary(
+        code.co_filename,
+        entry.tb_lineno,
+        code.co_name,
+        lookup_line=False,
+        end_lineno=position[1],
+        colno=position[2],
+        end_colno=position[3],
+    )
+
+
+def _tidy_all(texts: list[str]) -> list[str]:
+    """Texts scrubbed and cleaned, in one go where that is the same: each search for secrets has its price."""
+    together = scrub_text("\0".join(texts))
+    apart = together.split("\0")
+    if len(apart) != len(texts):  # something reached across the seams
+        apart = [scrub_text(text) for text in texts]
+    return [text if text.isascii() and "\x1b" not in text else clean(text, 4000) for text in apart]
+
+
+def _as_json(frame: FrameType, line: int, text: str) -> str:
+    """A frame as it is stored (see `tocsin.model.Frame`); the lines around it are read by the drain."""
+    code = frame.f_code
+    module = frame.f_globals.get("__name__")
+    return (
+        f'{{"module":{_quote(clean(module, 200) if isinstance(module, str) else "unknown")}'
+        f',"function":{_quote(clean(code.co_qualname, 200))}'
+        f',"file":{_quote(clean(code.co_filename, 500))}'
+        f',"line":{line or 0}'
+        f',"text":{_quote(text)}'
+        f',"in_app":{"true" if is_app_file(code.co_filename) else "false"}}}'
     )
 
 
@@ -109,62 +210,19 @@ def _hint(exc: BaseException) -> str:
     if not isinstance(exc, (NameError, AttributeError, ImportError)):
         return ""
     try:
-        shown = "".join(traceback.TracebackException(type(exc), exc, exc.__traceback__, limit=1).format_exception_only())
+        shown = "".join(
+            traceback.TracebackException(type(exc), exc, exc.__traceback__, limit=1).format_exception_only()
+        )
         head, found, tail = shown.rstrip("\n").rpartition(". Did you mean")
     except Exception:
         return ""
     return scrub_text(found + tail) if head and found else ""
 
 
-def describe(frames: list[tuple[FrameType, int]]) -> list[dict[str, Any]]:
-    """
-    Frames as they are stored, outermost first, with source lines around the team's own.
-
-    Args:
-        frames: (frame, line number), outermost first.
-    """
-    described = []
-    with_source = SOURCE_FRAMES
-    for frame, line in reversed(frames):
-        code = frame.f_code
-        is_own = is_app_file(code.co_filename)
-        entry: dict[str, Any] = {
-            "module": _module(frame),
-            "function": code.co_qualname,
-            "file": clean(code.co_filename, 500),
-            "line": line,
-            "text": _source(code.co_filename, line, frame),
-            "in_app": is_own,
-        }
-        if is_own and with_source:
-            with_source -= 1
-            first = max(line - SOURCE_LINES, 1)
-            entry["before"] = [_source(code.co_filename, at, frame, strip=False) for at in range(first, line)]
-            after = [_source(code.co_filename, at, frame, strip=False) for at in range(line + 1, line + 1 + SOURCE_LINES)]
-            entry["after"] = after[: _end_of_source(code.co_filename) - line] if after else after
-        described.append(entry)
-    described.reverse()
-    return described
-
-
-def _module(frame: FrameType) -> str:
-    name = frame.f_globals.get("__name__")
-    return clean(name, 200) if isinstance(name, str) else "unknown"
-
-
-def _source(file: str, line: int, frame: FrameType, *, strip: bool = True) -> str:
-    text = linecache.getline(file, line, frame.f_globals).rstrip("\n")
-    return clean(scrub_text(shorten(text.strip() if strip else text, 400)), 500)
-
-
-def _end_of_source(file: str) -> int:
-    return len(linecache.getlines(file))
-
-
 @lru_cache(maxsize=4096)
 def is_app_file(file: str) -> bool:
     """Whether a file is the team's own code: under the working folder or a plain path, in no library."""
-    return in_app(file, (os.getcwd(),)) and not file.startswith(_OWN_FOLDER)
+    return in_app(file, (str(Path.cwd()),)) and not file.startswith(_OWN_FOLDER)
 
 
 _OWN_FOLDER: Final = str(Path(__file__).resolve().parent.parent) + os.sep
@@ -201,13 +259,13 @@ def stack_text(exc: BaseException, message: str, tb: TracebackType | None, key: 
     """
     if isinstance(exc, BaseExceptionGroup):
         return _group_text(exc)
-    own = link_of(exc, tb, key).text + _last_line(exc, message, link_of(exc, tb, key).hint)
+    link = link_of(exc, tb, key)
+    own = link.text + _last_line(exc, message, link.hint)
     if exc.__cause__ is None and (exc.__context__ is None or exc.__suppress_context__):
         return shorten(own, STACK_LIMIT)
     parts = [own]
     for before, connective in _chain(exc):
-        before_key = key_of(before.__traceback__)
-        link = link_of(before, before.__traceback__, before_key)
+        link = link_of(before, before.__traceback__, key_of(before.__traceback__))
         parts.append(connective)
         parts.append(link.text + _last_line(before, safe_message(before), link.hint))
     return shorten("".join(reversed(parts)), STACK_LIMIT)
@@ -270,16 +328,48 @@ def _group_text(exc: BaseException) -> str:
     return tidy(text, STACK_LIMIT)
 
 
-@lru_cache(maxsize=1024)
-def _shown_type(kind: type[BaseException]) -> str:
-    """A type's name as tracebacks have it."""
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+@dataclass(frozen=True, slots=True)
+class _Names:
+    shown: str  #              as tracebacks have it
+    all: tuple[str, ...]  #    qualified, of the type and its bases
 
 
-@lru_cache(maxsize=1024)
+_names: dict[type[BaseException], _Names] = {}
+
+
+def _names_of(kind: type[BaseException]) -> _Names:
+    found = _names.get(kind)
+    if found is None:
+        is_bare = kind.__module__ in {"builtins", "__main__"}
+        shown = kind.__qualname__ if is_bare else f"{kind.__module__}.{kind.__qualname__}"
+        bases = tuple(clean(qualified(base), 300) for base in kind.__mro__ if base not in {BaseException, object})
+        make_room(_names, _CACHE)
+        found = _names[kind] = _Names(clean(shown, 300), bases or (clean(qualified(kind), 300),))
+    return found
+
+
 def names_of(kind: type[BaseException]) -> tuple[str, ...]:
     """The qualified name of a type and of its bases."""
-    return tuple(qualified(base) for base in kind.__mro__ if base not in (BaseException, object))
+    return _names_of(kind).all
+
+
+def _shown_type(kind: type[BaseException]) -> str:
+    return _names_of(kind).shown
+
+
+def caller_stack(exc: BaseException, message: str) -> tuple[str, str]:
+    """Text and frames (JSON) for an exception that was never raised: the stack of who reports it."""
+    frames: list[FrameType] = []
+    frame = caller()
+    while frame is not None and len(frames) < 30:
+        frames.append(frame)
+        frame = frame.f_back
+    frames.reverse()
+    entries = [TracebackType(None, frame, frame.f_lasti, frame.f_lineno) for frame in frames]
+    spots = _spots_of(entries)
+    text = "".join(spot.text for spot in spots)
+    last = f"{_shown_type(type(exc))}: {message}\n"
+    return f"Traceback (most recent call last):\n{text}{last}", f"[{','.join(spot.json for spot in spots)}]"
 
 
 def caller(skip: Callable[[str], bool] | None = None) -> FrameType | None:

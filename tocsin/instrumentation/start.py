@@ -18,6 +18,7 @@ from tocsin.exporter.drain import Drain
 from tocsin.ids import uuid7
 from tocsin.instrumentation import asgi, context, hooks, imports, logs, stacks, state
 from tocsin.instrumentation.capture import Capture, resource
+from tocsin.instrumentation.state import Report, Sighting
 from tocsin.settings import Settings, git_release, service_name
 
 EXIT_TIMEOUT_S = 1.5
@@ -66,7 +67,7 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
 def flush(timeout_s: float = EXIT_TIMEOUT_S) -> bool:
     """Wait until what was captured so far is stored; False when the time is over."""
     capture = state.current
-    return capture is None or capture.drain.flush(timeout_s)
+    return capture is None or capture.flush(timeout_s)
 
 
 def _start(settings: Settings) -> None:
@@ -115,8 +116,7 @@ def _stop(timeout_s: float) -> None:
     global _started
     capture, state.current, _started = state.current, None, None
     if capture is not None:
-        is_all_stored = capture.drain.finish(timeout_s)
-        capture.spool.close(everything_stored=is_all_stored)
+        capture.close(timeout_s)
 
 
 def _at_exit() -> None:
@@ -130,43 +130,32 @@ def _after_fork() -> None:
     inherited = state.current
     if isinstance(inherited, Capture):
         inherited.spool.abandon()
-        state.current = _Unborn()  # type: ignore[assignment]
+        state.current = _Unborn()
 
 
 class _Unborn:
     """Stands for the capture of a forked child until it has something to record."""
 
-    def see(self, *args: Any, **options: Any) -> str | None:
-        capture = self._born()
-        return capture.see(*args, **options) if capture is not None else None
+    def see(self, sighting: Sighting) -> str | None:
+        capture = _born(self)
+        return capture.see(sighting) if capture is not None else None
 
-    def record(self, *args: Any, **options: Any) -> str | None:
-        capture = self._born()
-        return capture.record(*args, **options) if capture is not None else None
-
-    @property
-    def drain(self) -> Any:
-        return self
-
-    @property
-    def spool(self) -> Any:
-        return self
-
-    def finish(self, timeout_s: float) -> bool:
-        return True
+    def record(self, report: Report) -> str | None:
+        capture = _born(self)
+        return capture.record(report) if capture is not None else None
 
     def flush(self, timeout_s: float) -> bool:
         return True
 
-    def close(self, *, everything_stored: bool) -> None: ...
+    def close(self, timeout_s: float) -> None:
+        return None
 
-    def abandon(self) -> None: ...
 
-    def _born(self) -> Capture | None:
-        with contained("starting anew in a forked process"):
-            if state.current is self and state.settings is not None:
-                state.current = _open(state.settings)
-        return state.current
+def _born(stand_in: _Unborn) -> Capture | None:
+    with contained("starting anew in a forked process"):
+        if state.current is stand_in and state.settings is not None:
+            state.current = _open(state.settings)
+    return state.current if isinstance(state.current, Capture) else None
 
 
 def _provide_traces() -> None:

@@ -6,8 +6,8 @@ It starts tocsin, and then whatever `sitecustomize` the machine has besides.
 
 import importlib.machinery
 import importlib.util
-import os
 import sys
+from pathlib import Path
 
 
 def _start() -> None:
@@ -23,8 +23,8 @@ def _start() -> None:
 
 
 def _chain() -> None:
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    here = Path(__file__).resolve().parent
+    path = [entry for entry in sys.path if Path(entry).resolve() != here]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", path)
     if spec is not None and spec.loader is not None:
         module = importlib.util.module_from_spec(spec)
