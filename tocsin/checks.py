@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -21,6 +22,11 @@ from tocsin.failures import TocsinError
 from tocsin.settings import Settings
 from tocsin.store import Store, leases, migrate, open_store, queries
 from tocsin.store.engine import SqliteStore
+
+if TYPE_CHECKING:
+    from telegram import Bot, ChatFullInfo
+
+    from tocsin.alerts.telegram import Api
 
 LIMIT_S = 10.0
 """The longest that one part may take to answer."""
@@ -216,38 +222,43 @@ def check_telegram(settings: Settings) -> list[Finding]:
 
 
 async def _telegram_findings(settings: Settings) -> list[Finding]:
-    from telegram import Bot  # noqa: PLC0415
-    from telegram.error import InvalidToken, TelegramError  # noqa: PLC0415
-    from telegram.request import HTTPXRequest  # noqa: PLC0415
+    from tocsin.alerts.channels import Refused, Unreachable  # noqa: PLC0415
+    from tocsin.alerts.telegram import Api  # noqa: PLC0415
 
-    request = HTTPXRequest(proxy=settings.telegram_proxy, connect_timeout=5, read_timeout=5)
-    bot = Bot(settings.telegram_token or "", base_url=settings.telegram_api_url, request=request)
+    api = Api(settings)
     try:
-        try:
-            me = await bot.get_me()
-        except InvalidToken:
-            return [Finding("telegram", "FAIL", "Telegram does not know this token", _UNKNOWN_TOKEN)]
-        except TelegramError as problem:
-            what = _without_secrets(f"{settings.telegram_api_url} cannot be reached: {problem}", settings)
-            return [Finding("telegram", "FAIL", what, _SILENCE["telegram"])]
-        findings = [Finding("telegram", "ok", f"the bot is @{me.username}")]
-        if not settings.telegram_chat_ids:
-            findings.append(Finding("telegram", "FAIL", "no chat gets alerts", _MEND_CHATS))
-        for chat_id in settings.telegram_chat_ids:
-            try:
-                chat = await bot.get_chat(chat_id)
-            except TelegramError as problem:
-                what = _without_secrets(f"chat {chat_id}: {problem}", settings)
-                findings.append(Finding("telegram", "FAIL", what, f"add @{me.username} to it, or write to it once"))
-            else:
-                findings.append(Finding("telegram", "ok", f"chat {chat_id}: {chat.effective_name or chat.type}"))
-        return findings
+        return await _asked(api, settings)
+    except Refused as problem:
+        return [Finding("telegram", "FAIL", str(problem), "copy TOCSIN_TELEGRAM_TOKEN anew from @BotFather")]
+    except Unreachable as problem:
+        what = f"{settings.telegram_api_url} cannot be reached: {problem}"
+        return [Finding("telegram", "FAIL", what, _SILENCE["telegram"])]
     finally:
-        await request.shutdown()
+        await api.close()
 
 
-_UNKNOWN_TOKEN = "copy TOCSIN_TELEGRAM_TOKEN anew from @BotFather"  # noqa: S105
-_MEND_CHATS = "run `tocsin setup telegram`, or set TOCSIN_TELEGRAM_CHAT_IDS"
+async def _asked(api: Api, settings: Settings) -> list[Finding]:
+    me = await api.call(lambda bot: bot.get_me(connect_timeout=_ASK_S, read_timeout=_ASK_S))
+    findings = [Finding("telegram", "ok", f"the bot is @{me.username}")]
+    if not settings.telegram_chat_ids:
+        findings.append(Finding("telegram", "FAIL", "no chat gets alerts", _NO_CHAT))
+    for chat_id in settings.telegram_chat_ids:
+        try:
+            chat = await api.call(partial(_chat, chat_id))
+        except TocsinError as problem:
+            mend = f"add @{me.username} to it, or write to it once"
+            findings.append(Finding("telegram", "FAIL", f"chat {chat_id}: {problem}", mend))
+        else:
+            findings.append(Finding("telegram", "ok", f"chat {chat_id}: {chat.effective_name or chat.type}"))
+    return findings
+
+
+async def _chat(chat_id: int, bot: Bot) -> ChatFullInfo:
+    return await bot.get_chat(chat_id, read_timeout=_ASK_S)
+
+
+_ASK_S = 4.0
+_NO_CHAT = "run `tocsin setup telegram`, or set TOCSIN_TELEGRAM_CHAT_IDS"
 
 
 def check_spool(settings: Settings) -> list[Finding]:

@@ -12,10 +12,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tocsin import __version__, clock
@@ -151,11 +152,36 @@ def _in_order(row: dict[str, str]) -> tuple[str, ...]:
     return row["name"], value, row["default"], row["about"]
 
 
+_PAIRING_S = 300.0
+
+
 def setup_telegram(arguments: argparse.Namespace) -> int:
     """Chat and person for alerts, found by a message to the bot."""
-    from tocsin.alerts.setup import setup
+    import asyncio
 
-    return setup(Settings.load())
+    from tocsin import dotenv
+    from tocsin.alerts.setup import pair
+
+    settings = Settings.load()
+    if not settings.telegram_token:
+        return _failed("set TOCSIN_TELEGRAM_TOKEN first; @BotFather gives you one", code=USAGE)
+    try:
+        chat_id, user_id = asyncio.run(pair(settings, lambda line: print(line, flush=True), _PAIRING_S))
+    except TimeoutError as problem:
+        return _failed(str(problem), "try again when you have the bot before you")
+    ids = {
+        "TOCSIN_TELEGRAM_CHAT_IDS": dict.fromkeys((*settings.telegram_chat_ids, chat_id)),
+        "TOCSIN_TELEGRAM_USER_IDS": dict.fromkeys((*settings.telegram_user_ids, user_id)),
+    }
+    lines = {name: ",".join(map(str, found)) for name, found in ids.items()}
+    path = Path.cwd() / ".env"
+    dotenv.write(path, lines)
+    print(f"The test has arrived. {path} now has:")
+    for name, value in lines.items():
+        print(f"  {name}={value}")
+        if os.environ.get(name, value) != value:
+            print(f"  but the environment's {name} is stronger; take it out or set it to the same")
+    return OK
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -165,10 +191,10 @@ def migrate(arguments: argparse.Namespace) -> int:
 
     store = open_store(Settings.load().database_url)
     try:
-        migrate_now(store, say=lambda line: print(safe(line), flush=True))
+        version = migrate_now(store, say=lambda line: print(safe(line), flush=True))
     finally:
         store.close_now()
-    return OK
+    return _say(f"the database is up to date: schema {version}")
 
 
 def test_alert(arguments: argparse.Namespace) -> int:
@@ -557,6 +583,15 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their arguments; ``command`` is the function to call."""
+    return _all()[0]
+
+
+def command_names() -> list[str]:
+    """The names of all commands, in the order of the help."""
+    return list(_all()[1])
+
+
+def _all() -> tuple[argparse.ArgumentParser, Iterable[str]]:
     top = _Parser(
         prog="tocsin",
         description="Crash protection, error tracking and alerting for services.",
@@ -665,7 +700,7 @@ def parser() -> argparse.ArgumentParser:
 
     add("test-alert", test_alert, "send a test message on every channel")
     add("migrate", migrate, "bring the database's tables up to date")
-    return top
+    return top, commands.choices
 
 
 def _which(setup: argparse.ArgumentParser) -> int:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tocsin.terminal import safe
+
 _STOP_WITHIN_S = 8.0
+_QUIET_S = 0.15
+_LAST = 30
 
 
 class Child:
     """
-    A process in a session of its own, so that Ctrl-C reaches only the demo, which then ends its children in order.
+    A Python process in a session of its own: Ctrl-C reaches only the demo, which then ends its children in order.
 
     Args:
         hear: called with every line of its output, from a thread.
@@ -34,8 +37,8 @@ class Child:
         hear: Callable[[str], None],
     ) -> None:
         self.name = name
-        self.last_lines: deque[str] = deque(maxlen=40)
         self._lines: list[str] = []
+        self._heard_at = time.monotonic()
         self._heard = threading.Condition()
         self._hear = hear
         self._process = subprocess.Popen(
@@ -45,7 +48,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
@@ -57,13 +60,19 @@ class Child:
             line = raw.rstrip("\n")
             self._hear(line)
             with self._heard:
-                self.last_lines.append(line)
                 self._lines.append(line)
+                self._heard_at = time.monotonic()
                 self._heard.notify_all()
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        """What it said last, for people who want to know why it does not do what it should."""
+        with self._heard:
+            return "\n".join(f"  {safe(line)}" for line in self._lines[-_LAST:])
 
     def count(self, is_it: Callable[[str], bool]) -> int:
         """How many of its lines so far are of a kind."""
@@ -71,7 +80,7 @@ class Child:
             return sum(map(is_it, self._lines))
 
     def wait_for(self, is_it: Callable[[str], bool], *, times: int, timeout_s: float) -> bool:
-        """Wait until so many lines of a kind were said; whether they were."""
+        """Wait until so many lines of a kind were said, and what follows on them; whether they were."""
         deadline = time.monotonic() + timeout_s
         with self._heard:
             while sum(map(is_it, self._lines)) < times:
@@ -79,6 +88,8 @@ class Child:
                 if left_s <= 0 or not self.is_alive:
                     return False
                 self._heard.wait(min(left_s, 0.5))
+            while (quiet_s := time.monotonic() - self._heard_at) < _QUIET_S and time.monotonic() < deadline:
+                self._heard.wait(_QUIET_S - quiet_s)
         return True
 
     def ask_to_stop(self) -> None:

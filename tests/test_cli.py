@@ -1,0 +1,591 @@
+"""The command line: what people type, what they read, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ErrorFactory
+from tests.waiting import eventually
+from tocsin import cli, clock
+from tocsin.lifecycle import Status
+from tocsin.model import Batch, ErrorRecord, Severity
+from tocsin.store import audit, groups, open_store
+from tocsin.store.errors import write_batch
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Tocsin = Callable[..., Answer]
+Stored = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of whoever runs the tests is seen by a command."""
+    for name in os.environ:
+        if name.startswith(("TOCSIN_", "OTEL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "spool"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tocsin(capsys: pytest.CaptureFixture[str]) -> Tocsin:
+    """Runs a command as the shell would."""
+
+    def run(*argv: str) -> Answer:
+        try:
+            code = cli.main(argv)
+        except SystemExit as end:  # argparse ends by itself
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def here(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The settings name a database, of each kind in turn."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", database_url)
+    return database_url
+
+
+@pytest.fixture
+def stored(here: str) -> Stored:
+    """Errors in that database; each new type is a new group."""
+
+    def store_them(*errors: ErrorRecord) -> None:
+        store = open_store(here)
+        store.write_now(write_batch, Batch(entries=[*errors]), clock.now())
+        store.close_now()
+
+    return store_them
+
+
+def status_of(database_url: str, number: int) -> Status:
+    store = open_store(database_url)
+    try:
+        return store.read_now(groups.by_number, number).status
+    finally:
+        store.close_now()
+
+
+# Looking
+
+
+def test_errors_are_listed_newest_first_with_their_group(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """The number in the list is the one that all other commands take."""
+    stored(
+        error("KeyError", timestamp=datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        error("ValueError", timestamp=datetime(2026, 3, 2, 12, tzinfo=UTC), count=7),
+    )
+
+    answer = tocsin("errors")
+
+    lines = answer.out.splitlines()
+    assert answer.code == 0
+    assert lines[1].startswith("2026-03-02 12:00:00  #2")
+    assert "7" in lines[1]
+    assert lines[2].startswith("2026-03-01 12:00:00  #1")
+
+
+def test_errors_as_json_have_the_shape_of_the_api(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """Scripts may move between the two."""
+    one = error("KeyError")
+    stored(one)
+
+    found = tocsin("errors", "--json").json
+
+    assert {"success", "count", "errors", "next"} == set(found)
+    assert found["success"] is True
+    assert found["count"] == 1
+    assert found["errors"][0]["id"] == one.id
+    assert found["errors"][0]["timestamp"] == "2026-03-14T09:26:53.589Z"
+
+
+def test_a_list_goes_on_where_it_ended(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """`next` of one answer is `--before` of the following one."""
+    stored(*(error("KeyError", message=str(at)) for at in range(5)))
+
+    first = tocsin("errors", "--limit", "3", "--json").json
+    second = tocsin("errors", "--limit", "3", "--before", first["next"], "--json").json
+
+    assert [len(first["errors"]), len(second["errors"]), second["next"]] == [3, 2, None]
+    assert not {one["id"] for one in first["errors"]} & {one["id"] for one in second["errors"]}
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ((), {"KeyError", "ValueError"}),
+        (("--severity", "critical"), {"ValueError"}),
+        (("--category", "unknown"), {"KeyError"}),
+        (("--service", "shop"), {"KeyError"}),
+        (("--environment", "staging"), {"ValueError"}),
+        (("-q", "PHONE"), {"KeyError"}),
+        (("--group", "#2"), {"ValueError"}),
+        (("--status", "resolved"), set()),
+        (("--status", "unresolved"), {"KeyError", "ValueError"}),
+    ],
+)
+def test_errors_can_be_filtered(
+    filters: tuple[str, ...], expected: set[str], tocsin: Tocsin, stored: Stored, error: ErrorFactory
+) -> None:
+    """The filters of the API, by the same names."""
+    other = {"severity": Severity.CRITICAL, "category": "database", "service": "crm", "environment": "staging"}
+    stored(error("KeyError"), error("ValueError", message="gone", **other))
+
+    found = tocsin("errors", "--json", *filters).json
+
+    assert {one["exception_type"] for one in found["errors"]} == expected
+
+
+def test_groups_are_listed_by_status(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """`errors --groups` is the team's list of what to do."""
+    stored(error("KeyError"), error("ValueError"))
+    tocsin("resolve", "1")
+
+    answer = tocsin("errors", "--groups", "--status", "open", "--json")
+
+    assert [group["number"] for group in answer.json["groups"]] == [2]
+    assert "#2" in tocsin("errors", "--groups").out
+
+
+def test_show_tells_all_that_is_known_of_a_group(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """Found by its number, by its number with a hash, or by the id of one of its errors."""
+    one = error("KeyError", context={"http.route": "/orders"}, release="2.4.0")
+    stored(one)
+    tocsin("ack", "1")
+
+    for name in ("1", "#1", one.id):
+        answer = tocsin("show", name)
+        assert answer.code == 0
+        for part in (
+            "KeyError: 'phone'",
+            "shop.orders in create_order",
+            "/orders",
+            "2.4.0",
+            "Traceback",
+            "acknowledge",
+        ):
+            assert part in answer.out
+
+
+def test_stats_add_up_what_happened(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """A storm that was summed up counts as what it was."""
+    lately = clock.now() - timedelta(minutes=1)
+    stored(error("KeyError", timestamp=lately, count=99), error("ValueError", timestamp=lately))
+
+    answer = tocsin("stats", "--hours", "2", "--json").json
+
+    assert (answer["period"], answer["stats"]["total"], answer["stats"]["unresolved"]) == ("2 hours", 100, 100)
+    assert "100 errors within 24 h" in tocsin("stats").out
+
+
+def test_without_errors_the_commands_say_so(tocsin: Tocsin, here: str) -> None:
+    """Nothing to show is no failure."""
+    said = [tocsin(*command) for command in (("errors",), ("errors", "--groups"), ("alerts",), ("stats",))]
+
+    assert [answer.code for answer in said] == [0, 0, 0, 0]
+    assert [answer.out.splitlines()[0] for answer in said[:3]] == ["no errors", "no groups", "no alerts"]
+
+
+def test_an_empty_database_is_made_ready(
+    tocsin: Tocsin, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks first meets no traceback for want of a table."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", empty_database_url)
+
+    answer = tocsin("errors")
+
+    assert (answer.code, answer.out) == (0, "no errors\n")
+
+
+def test_nothing_that_was_stored_steers_the_terminal(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    """An attacker's message cannot clear the screen or turn the text round."""
+    evil = "\x1b[2J\x07 \u202eevil\r\n"
+    stored(error("KeyError", message=evil, stack=f"Traceback\n{evil}", title=evil, context={evil: evil}, service=evil))
+
+    shown = (
+        tocsin("errors").out + tocsin("errors", "--groups").out + tocsin("show", "1").out + tocsin("ignore", "1").out
+    )
+
+    assert "evil" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\u202e", "\r"}
+
+
+# Acting
+
+
+def test_resolve_takes_numbers_and_ranges(tocsin: Tocsin, stored: Stored, here: str, error: ErrorFactory) -> None:
+    """And it says so of each; the rows follow even when no server runs."""
+    stored(*(error(f"Error{at}") for at in range(1, 7)))
+
+    answer = tocsin("resolve", "1", "#2", "4-5")
+
+    assert answer.code == 0
+    assert [line.split("  ")[0] for line in answer.out.splitlines()] == [f"#{n} is resolved" for n in (1, 2, 4, 5)]
+    assert [status_of(here, number) for number in (1, 2, 3)] == [Status.RESOLVED, Status.RESOLVED, Status.OPEN]
+    assert tocsin("errors", "--status", "unresolved", "--json").json["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("resolve", "1"), Status.RESOLVED),
+        (("ack", "1"), Status.ACKNOWLEDGED),
+        (("mute", "1"), Status.MUTED),
+        (("mute", "1", "2h"), Status.MUTED),
+        (("mute", "1", "--for", "30m"), Status.MUTED),
+        (("ignore", "1"), Status.IGNORED),
+        (("reopen", "1"), Status.OPEN),
+    ],
+)
+def test_a_person_acts_on_a_group_and_the_audit_knows(
+    command: tuple[str, ...], expected: Status, tocsin: Tocsin, stored: Stored, here: str, error: ErrorFactory
+) -> None:
+    """By the command line as by the bot and the page."""
+    stored(error("KeyError"))
+
+    answer = tocsin(*command, "--json")
+
+    assert answer.code == 0
+    assert answer.json["group"]["status"] == expected == status_of(here, 1)
+    store = open_store(here)
+    newest = store.read_now(audit.of_target, "#1")[0]
+    store.close_now()
+    assert newest.via == "cli"
+    assert newest.actor.startswith("cli: ")
+
+
+def test_a_mute_lasts_as_long_as_was_said(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    stored(error("KeyError"))
+
+    until = tocsin("mute", "1", "2h", "--json").json["group"]["muted_until"]
+
+    assert abs(datetime.fromisoformat(until) - clock.now() - timedelta(hours=2)) < timedelta(minutes=1)
+
+
+def test_a_number_that_is_not_there_fails_and_stops_none_of_the_others(
+    tocsin: Tocsin, stored: Stored, here: str, error: ErrorFactory
+) -> None:
+    stored(error("KeyError"))
+
+    answer = tocsin("resolve", "99", "1")
+
+    assert answer.code == 1
+    assert "there is no group #99" in answer.err
+    assert status_of(here, 1) == Status.RESOLVED
+
+
+def test_what_the_lifecycle_forbids_fails_with_its_reason(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    stored(error("KeyError"))
+    tocsin("resolve", "1")
+
+    answer = tocsin("ack", "1")
+
+    assert (answer.code, "a group that is resolved cannot take acknowledge" in answer.err) == (1, True)
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("setup",),
+        ("bogus",),
+        ("errors", "--severity", "loud"),
+        ("errors", "--limit", "0"),
+        ("errors", "--limit", "many"),
+        ("errors", "--before", "tampered"),
+        ("errors", "--status", "open"),
+        ("errors", "--groups", "--status", "unresolved"),
+        ("errors", "--sev", "high"),
+        ("resolve",),
+        ("resolve", "all"),
+        ("resolve", "9-1"),
+        ("resolve", "1-999999"),
+        ("mute", "2h"),
+        ("mute", "1", "--for", "long"),
+        ("stats", "--hours", "-1"),
+        ("serve", "--port", "99999"),
+        ("demo", "--seconds", "1"),
+        ("run",),
+        ("run", "--bogus", "--", "true"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_a_line_of_help(command: tuple[str, ...], tocsin: Tocsin, here: str) -> None:
+    """Never a traceback, and nothing on stdout but help."""
+    answer = tocsin(*command)
+
+    assert answer.code == 2
+    assert answer.err or "usage: tocsin" in answer.out
+    assert "Traceback" not in answer.err
+
+
+def test_every_command_has_help_that_ends_well(tocsin: Tocsin) -> None:
+    top = tocsin("--help")
+    names = [*cli.command_names()]
+
+    assert top.code == 0
+    assert len(names) == 16
+    for name in names:
+        answer = tocsin(name, "--help")
+        assert answer.code == 0, name
+        assert answer.out.startswith(f"usage: tocsin {name}"), name
+        assert name in top.out
+
+
+def test_wrong_settings_are_all_named_at_once(tocsin: Tocsin, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each: name, value, what would be right, and the nearest name for one that is unknown."""
+    monkeypatch.setenv("TOCSIN_RETENTION_DAYS", "soon")
+    monkeypatch.setenv("TOCSIN_TELEGRAM_TOKN", "1:secret-of-the-bot")
+    monkeypatch.setenv("TOCSIN_SMTP_URL", "ftp://user:hunter2@host")
+
+    answer = tocsin("errors")
+
+    lines = answer.err.splitlines()
+    assert answer.code == 2
+    assert len(lines) == 3
+    assert any("TOCSIN_RETENTION_DAYS: 'soon' is wrong: give a whole number of days" in line for line in lines)
+    assert any("TOCSIN_TELEGRAM_TOKN" in line and "did you mean TOCSIN_TELEGRAM_TOKEN?" in line for line in lines)
+    assert "secret" not in answer.err
+    assert "hunter2" not in answer.err
+
+
+@pytest.mark.parametrize("command", [("errors",), ("show", "1"), ("resolve", "1"), ("stats",), ("migrate",)])
+def test_a_database_that_is_away_is_said_in_one_line(
+    command: tuple[str, ...], tocsin: Tocsin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", f"postgresql://tocsin:hunter2@127.0.0.1:{closed_port()}/tocsin")
+
+    answer = tocsin(*command)
+
+    assert answer.code == 1
+    assert "the database cannot be reached" in answer.err
+    assert "hunter2" not in answer.err
+    assert "Traceback" not in answer.err
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_migrate_says_what_it_does(tocsin: Tocsin, empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", empty_database_url)
+
+    first, second = tocsin("migrate"), tocsin("migrate")
+
+    assert (first.code, second.code) == (0, 0)
+    assert "migrating the database from none" in first.out
+    assert "migrating" not in second.out
+    assert "is up to date" in second.out
+
+
+# Check
+
+
+def test_check_is_content_when_all_is_well(tocsin: Tocsin, here: str) -> None:
+    """A line for each part; what is not set up is no failure."""
+    answer = tocsin("check")
+
+    assert answer.code == 0, answer.out
+    for part in ("ok   settings", "ok   database", "ok   access", "ok   clock", "off  telegram", "ok   spool"):
+        assert part in answer.out
+
+
+def test_check_knows_a_database_that_is_away(tocsin: Tocsin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", f"postgresql://tocsin:hunter2@127.0.0.1:{closed_port()}/tocsin")
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert "FAIL database" in answer.out
+    assert "TOCSIN_DATABASE_URL" in answer.out
+    assert "hunter2" not in answer.out
+
+
+def test_check_knows_a_database_that_nobody_migrated(
+    tocsin: Tocsin, empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", empty_postgres_url)
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert "run `tocsin migrate`" in answer.out
+
+
+def test_check_knows_a_table_that_is_open(tocsin: Tocsin, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some hosts everyone may read a table without row level security."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", postgres_url)
+    store = open_store(postgres_url)
+    store.write_now(
+        lambda connection: connection.exec_driver_sql("ALTER TABLE tocsin.audit DISABLE ROW LEVEL SECURITY")
+    )
+    store.close_now()
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert "FAIL access: open to others: tocsin.audit" in answer.out
+    assert "ALTER TABLE tocsin.audit ENABLE ROW LEVEL SECURITY" in answer.out
+
+
+def test_check_knows_a_file_that_others_can_read(
+    tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+    (tmp_path / "tocsin.db").chmod(0o644)
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert f"chmod 600 {tmp_path / 'tocsin.db'}" in answer.out
+
+
+def test_check_knows_a_spool_that_cannot_be_written(
+    tocsin: Tocsin, here: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "a-file" / "spool"))
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert "FAIL spool" in answer.out
+
+
+def test_check_knows_an_api_of_telegram_that_is_away(
+    tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says which part, why, and what to do, and never the token."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("TOCSIN_TELEGRAM_TOKEN", "1:AAsecretsecretsecret")
+    monkeypatch.setenv("TOCSIN_TELEGRAM_API_URL", f"http://127.0.0.1:{closed_port()}/bot")
+
+    answer = tocsin("check", "--json")
+
+    telegram = next(one for one in answer.json["checks"] if one["name"] == "telegram")
+    assert (answer.code, answer.json["success"], telegram["state"]) == (1, False, "FAIL")
+    assert "cannot be reached" in telegram["what"]
+    assert "TOCSIN_TELEGRAM_PROXY" in telegram["mend"]
+    assert "AAsecret" not in answer.out
+
+
+def test_check_names_what_is_wrong_with_the_settings(
+    tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And looks at everything else all the same."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("TOCSIN_LANGUAGE", "fr")
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert "FAIL settings: TOCSIN_LANGUAGE: 'fr' is wrong: give one of en, ru" in answer.out
+    assert "ok   database" in answer.out
+
+
+def test_the_list_of_settings_shows_values_and_no_secret(
+    tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_TOKEN", "a-secret-token")
+    monkeypatch.setenv("TOCSIN_QUIET_HOURS", "23:00-08:00")
+    monkeypatch.setenv("TOCSIN_TELEGRAM_CHAT_IDS", "17,-100")
+
+    rows = {row["name"]: row for row in tocsin("check", "--settings", "--json").json["settings"]}
+
+    assert rows["TOCSIN_QUIET_HOURS"]["value"] == "23:00-08:00"
+    assert rows["TOCSIN_TELEGRAM_CHAT_IDS"]["value"] == "17,-100"
+    assert rows["TOCSIN_RETENTION_DAYS"]["default"] == "30"
+    assert rows["TOCSIN_TOKEN"]["value"] == "***"
+    assert "a-secret-token" not in tocsin("check", "--settings").out
+
+
+# Programs
+
+
+def test_run_hands_everything_after_the_program_on(tmp_path: Path, sqlite_url: str) -> None:
+    """Options of the program are its own, even those that tocsin knows too."""
+    show = "import sys; print(sys.argv[1:])"
+
+    ended = shell(tmp_path, sqlite_url, "run", "--", sys.executable, "-c", show, "--traces", "--", "--help", "-x")
+
+    assert (ended.returncode, ended.stdout) == (0, "['--traces', '--', '--help', '-x']\n")
+
+
+def test_run_gives_the_exit_code_of_the_program(tmp_path: Path, sqlite_url: str) -> None:
+    ended = shell(tmp_path, sqlite_url, "run", sys.executable, "-c", "raise SystemExit(7)")
+
+    assert ended.returncode == 7
+
+
+def test_run_starts_a_program_whatever_is_wrong_with_the_settings(tmp_path: Path, sqlite_url: str) -> None:
+    """One line for each problem, and the program runs."""
+    ended = shell(tmp_path, sqlite_url, "run", sys.executable, "-c", "print('up')", TOCSIN_RETENTION_DAY="30")
+
+    assert (ended.returncode, ended.stdout) == (0, "up\n")
+    assert "did you mean TOCSIN_RETENTION_DAYS?" in ended.stderr
+
+
+def test_run_stores_what_an_unchanged_program_raises(tmp_path: Path, sqlite_url: str, tocsin: Tocsin) -> None:
+    """From a traceback to a row that the other commands show."""
+    shell(tmp_path, sqlite_url, "run", sys.executable, "-c", "{}['phone']", TOCSIN_SERVICE="shop")
+
+    store = open_store(sqlite_url)
+    eventually(lambda: bool(store.read_now(groups.list_groups)[0]), 5)
+    group = store.read_now(groups.by_number, 1)
+    store.close_now()
+    assert (group.exception_type, group.service, group.severity) == ("KeyError", "shop", Severity.CRITICAL)
+
+
+def test_serve_refuses_a_misspelt_setting(tmp_path: Path, sqlite_url: str) -> None:
+    """A server that does other than was meant is worse than none."""
+    ended = shell(tmp_path, sqlite_url, "serve", TOCSIN_TELEGRAM_CHAT_ID="17")
+
+    assert ended.returncode == 2
+    assert "did you mean TOCSIN_TELEGRAM_CHAT_IDS?" in ended.stderr
+
+
+def shell(folder: Path, database_url: str, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOCSIN_", "OTEL_"))}
+    kept |= {"TOCSIN_DATABASE_URL": database_url, "TOCSIN_SPOOL_DIR": str(folder / "spool")}
+    kept["PYTHONPATH"] = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "tocsin", *argv],
+        cwd=folder,
+        env=kept | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
