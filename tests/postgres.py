@@ -19,8 +19,7 @@ import pytest
 
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
-    "fsync": "off",
-    "synchronous_commit": "off",
+    "fsync": "off",  # a crash of the server alone, such as `stop(at_once=True)`, loses nothing by it
     "full_page_writes": "off",
     "shared_buffers": "32MB",
     "max_connections": "200",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -22,7 +22,11 @@ def eventually(condition: Callable[[], T], timeout_s: float = 10.0) -> T:
     return value
 
 
-async def aeventually(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0) -> T:
+@overload
+async def aeventually(condition: Callable[[], Awaitable[T]], timeout_s: float = ...) -> T: ...
+@overload
+async def aeventually(condition: Callable[[], T], timeout_s: float = ...) -> T: ...
+async def aeventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
     """`eventually` in an event loop; the condition may be a coroutine function."""
     until = time.monotonic() + timeout_s
     while True:

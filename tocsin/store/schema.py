@@ -141,7 +141,12 @@ error_groups = _table(
     Column("marked_at", UtcTime),
     # Resolving is true at once for the group; its rows follow in chunks while this is set.
     Column("rows_pending", Boolean, nullable=False, server_default=text("false")),
-    Index("idx_error_groups_marked", "marked_at", sqlite_where=text("marked_at IS NOT NULL"), postgresql_where=text("marked_at IS NOT NULL")),
+    Index(
+        "idx_error_groups_marked",
+        "marked_at",
+        sqlite_where=text("marked_at IS NOT NULL"),
+        postgresql_where=text("marked_at IS NOT NULL"),
+    ),
     Index("idx_error_groups_last_seen", text("last_seen DESC"), text("id DESC")),
 )
 
@@ -199,8 +204,18 @@ deliveries = _table(
     Column("edited_at", UtcTime),
     Column("log", Json, nullable=False),  #     the last attempts: [{at, outcome, error}]
     UniqueConstraint("alert_id", "channel", "target", name="uq_deliveries_alert_channel_target"),
-    Index("idx_deliveries_due", "next_attempt_at", sqlite_where=text("state IN ('pending', 'sending')"), postgresql_where=text("state IN ('pending', 'sending')")),
-    Index("idx_deliveries_edit", "edit_wanted_at", sqlite_where=text("edit_wanted_at IS NOT NULL"), postgresql_where=text("edit_wanted_at IS NOT NULL")),
+    Index(
+        "idx_deliveries_due",
+        "next_attempt_at",
+        sqlite_where=text("state IN ('pending', 'sending')"),
+        postgresql_where=text("state IN ('pending', 'sending')"),
+    ),
+    Index(
+        "idx_deliveries_edit",
+        "edit_wanted_at",
+        sqlite_where=text("edit_wanted_at IS NOT NULL"),
+        postgresql_where=text("edit_wanted_at IS NOT NULL"),
+    ),
     Index("idx_deliveries_sent", "channel", "target", "sent_at"),
 )
 

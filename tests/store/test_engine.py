@@ -1,0 +1,158 @@
+"""One door to both databases: transactions, outages, and what wakes whom."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from tests.conftest import ErrorFactory
+from tests.postgres import PostgresServer
+from tests.waiting import aeventually
+from tocsin.failures import BadInput, StoreAway
+from tocsin.model import Batch
+from tocsin.store import Store, errors, migrate, open_store, schema
+from tocsin.store.engine import SqliteStore, postgres_address
+
+
+def count_errors(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(schema.error_logs)).scalar_one()
+
+
+async def test_work_that_fails_leaves_nothing(store: Store, error: ErrorFactory, now: datetime) -> None:
+    """All of a transaction or nothing, whatever was raised."""
+
+    def work(connection: Connection) -> None:
+        errors.write_batch(connection, Batch(entries=[error()]), now)
+        raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        await store.write(work)
+
+    assert await store.read(count_errors) == 0
+
+
+def test_a_thread_without_a_loop_reads_and_writes(database_url: str, error: ErrorFactory, now: datetime) -> None:
+    """The drain and the commands have none."""
+    store = open_store(database_url)
+
+    store.write_now(errors.write_batch, Batch(entries=[error()]), now)
+
+    assert store.read_now(count_errors) == 1
+    store.close_now()
+
+
+async def test_a_server_that_is_away_is_said_so_and_found_again(postgres_server: PostgresServer) -> None:
+    """The same store goes on when the server is back, though its connections were cut."""
+    store = open_store(postgres_server.url)
+    await migrate.migrate(store)
+    assert await store.read(count_errors) == 0
+
+    postgres_server.stop(at_once=True)
+    for _ in range(3):
+        with pytest.raises(StoreAway):
+            await store.read(count_errors)
+    postgres_server.start()
+
+    assert await store.read(count_errors) == 0
+    await store.close()
+
+
+async def test_who_listens_is_woken_by_what_another_process_stores(
+    postgres_url: str, error: ErrorFactory, now: datetime
+) -> None:
+    """The alerts look at once instead of at the next beat."""
+    writer, listener = open_store(postgres_url), open_store(postgres_url)
+    woken = asyncio.Event()
+    listening = asyncio.create_task(listener.listen(woken.set))
+
+    async def is_woken() -> bool:
+        await writer.write(errors.write_batch, Batch(entries=[error()]), now)
+        return woken.is_set()
+
+    await aeventually(is_woken)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await writer.close()
+    await listener.close()
+
+
+async def test_a_listener_comes_back_after_an_outage(postgres_server: PostgresServer) -> None:
+    """It has a connection of its own, which nobody else would mend."""
+    store = open_store(postgres_server.url)
+    await migrate.migrate(store)
+    woken = asyncio.Event()
+    listening = asyncio.create_task(store.listen(woken.set))
+
+    async def is_woken() -> bool:
+        await store.write(lambda connection: connection.exec_driver_sql("SELECT pg_notify('tocsin', '')"))
+        return woken.is_set()
+
+    await aeventually(is_woken)
+    postgres_server.stop(at_once=True)
+    postgres_server.start()
+    woken.clear()
+
+    await aeventually(is_woken, 20)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await store.close()
+
+
+def test_a_file_that_another_process_holds_is_away(sqlite_url: str, error: ErrorFactory, now: datetime) -> None:
+    """A backup that locks it for long is an outage like any other; reading goes on."""
+    path = sqlite_url.removeprefix("sqlite:///")
+    store = SqliteStore(sqlite_url, patience_s=0.05)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StoreAway, match="locked"):
+        store.write_now(errors.write_batch, Batch(entries=[error()]), now)
+    assert store.read_now(count_errors) == 0
+    holder.execute("ROLLBACK")
+    store.write_now(errors.write_batch, Batch(entries=[error()]), now)
+
+    assert store.read_now(count_errors) == 1
+    holder.close()
+    store.close_now()
+
+
+def test_a_file_of_sqlite_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    """Errors hold what is nobody else's business."""
+    path = tmp_path / "state" / "tocsin.db"
+    store = open_store(f"sqlite:///{path}")
+
+    migrate.migrate_now(store)
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    store.close_now()
+
+
+@pytest.mark.parametrize(
+    ("given", "address", "arguments"),
+    [
+        ("postgres://u:p@db/x", "postgresql+asyncpg://u:p@db/x", {}),
+        ("postgresql://db:6543/x?pgbouncer=true", "postgresql+asyncpg://db:6543/x", {}),
+        ("postgresql://db/x?sslmode=require", "postgresql+asyncpg://db/x", {"ssl": "require"}),
+        ("postgresql+asyncpg://db/x?ssl=true", "postgresql+asyncpg://db/x", {"ssl": "require"}),
+        ("postgresql:///x?host=/run/pg", "postgresql+asyncpg:///x?host=%2Frun%2Fpg", {}),
+    ],
+)
+def test_addresses_are_taken_as_hosters_print_them(given: str, address: str, arguments: dict[str, Any]) -> None:
+    """Nobody should have to rewrite one for a driver."""
+    assert postgres_address(given) == (address, arguments)
+
+
+def test_an_address_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base installation has none for PostgreSQL."""
+    monkeypatch.setitem(__import__("sys").modules, "asyncpg", None)
+
+    with pytest.raises(BadInput, match=r"pip install 'tocsin\[postgres\]'"):
+        open_store("postgresql://db/x")
