@@ -138,7 +138,11 @@ def test_each_file_is_judged_once() -> None:
     asked: list[str] = []
     stack = "Traceback (most recent call last):\n" + '  File "/a.py", line 1, in f\n    x\n' * 50 + "KeyError: 1\n"
 
-    frames = parse_python(stack, is_app=lambda file: bool(asked.append(file)))
+    def is_own(file: str) -> bool:
+        asked.append(file)
+        return True
+
+    frames = parse_python(stack, is_app=is_own)
 
     assert len(frames) == 50
     assert asked == ["/a.py"]

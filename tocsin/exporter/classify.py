@@ -344,8 +344,8 @@ def is_error(exc: BaseException) -> bool:
     That is: cancellation, Ctrl-C, an exit with code 0, a client that went away, and a group of only such.
     """
     for one in _members(exc):
-        if isinstance(one, SystemExit):
-            code = one.code
+        if issubclass(type(one), SystemExit):  # isinstance would ask the object too
+            code = _EXIT_CODE(one)
             if code is None or (isinstance(code, int) and code == 0):
                 continue
             return True
@@ -401,7 +401,7 @@ def evidence_of(
         types=types,
         cause_types=tuple(causes),
         message=message,
-        modules=_modules_of(exc.__traceback__) if modules is None else modules,
+        modules=_modules_of(_TRACEBACK(exc)) if modules is None else modules,
         logger=logger,
         hosts=tuple(found_hosts),
         mechanism=mechanism,
@@ -480,7 +480,10 @@ def _is_away(evidence: Evidence, raised_in: str | None, module: str) -> bool:
         return False
     if not _LOST.isdisjoint(evidence.types) or says_so:
         return True
-    return "TimeoutError" in evidence.types and module in _CONNECTING
+    if "TimeoutError" not in evidence.types:
+        return False
+    # A statement goes through several functions of asyncpg's connection, connecting through one.
+    return module in _CONNECTING or (module == "asyncpg.connection" and evidence.modules.count(module) == 1)
 
 
 def _own_category(evidence: Evidence, own: Sequence[tuple[str, str, str]]) -> str | None:
@@ -571,6 +574,8 @@ def _is_host_below(host: str, value: str) -> bool:
 _CAUSE: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
 _CONTEXT: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
 _IS_SUPPRESSED: Callable[[BaseException], bool] = vars(BaseException)["__suppress_context__"].__get__
+_EXIT_CODE: Callable[[BaseException], object] = vars(SystemExit)["code"].__get__
+_TRACEBACK: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
 _MEMBERS: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
@@ -592,7 +597,7 @@ def _members(exc: BaseException) -> Iterator[BaseException]:
     while waiting and seen < 1_000:
         one = waiting.pop()
         seen += 1
-        if isinstance(one, BaseExceptionGroup):
+        if issubclass(type(one), BaseExceptionGroup):
             waiting.extend(_MEMBERS(one))
         else:
             yield one
@@ -607,7 +612,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         cause = _CAUSE(one)
         if cause is None and not _IS_SUPPRESSED(one):
             cause = _CONTEXT(one)
-        members = _MEMBERS(one) if isinstance(one, BaseExceptionGroup) else ()
+        members = _MEMBERS(one) if issubclass(type(one), BaseExceptionGroup) else ()
         for link in (cause, *members):
             if link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
                 seen.add(id(link))

@@ -83,10 +83,7 @@ def scrub_value(value: object, key: str | None = None, *, limit: int = VALUE_LIM
         key: the name that the value stands under; a secret's name masks all of it.
         limit: characters kept of each text.
     """
-    try:
-        return _Walk(limit).visit(value, key, 0)
-    except Exception:
-        return FAILED
+    return _Walk(limit).visit(value, key, 0)
 
 
 def scrub_url(url: str) -> str:
@@ -347,7 +344,7 @@ _SCHEME_WORDS = re.compile(
     r"(?:auth\w*|tokens?|scheme|format|realm|credentials?|header|required|missing|invalid|error|\w+ing|\w+tion)[.:]?\Z",
     re.IGNORECASE,
 )
-_TELEGRAM = re.compile(r"(?<!\d)\d{5,12}:[A-Za-z0-9_-]{30,}+|(?<=/bot)\d{3,16}(?::|%3[Aa])[^/\s\"'?#&<>]++")
+_TELEGRAM = re.compile(r"(?<!\d)\d{5,12}:[A-Za-z0-9_-]{30,}+|(?<=/bot)\d{1,16}(?::|%3[Aa])[^/\s\"'?#&<>]++")
 _TOKENS = re.compile(
     r"""(?<![A-Za-z0-9])(?:
         (?:AKIA|ASIA)[A-Z0-9]{16}
@@ -527,6 +524,12 @@ class _Walk:
         self.above: set[int] = set()  # ids of the containers that the value is in
 
     def visit(self, value: object, key: str | None, depth: int) -> Any:
+        try:
+            return self._visit(value, key, depth)
+        except Exception:
+            return FAILED
+
+    def _visit(self, value: object, key: str | None, depth: int) -> Any:
         if key is not None and is_secret_key(key):
             return MASK
         if self.left <= 0:
