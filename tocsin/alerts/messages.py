@@ -8,10 +8,10 @@ text from outside can break the markup, and none makes the message longer than T
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from tocsin.alerts.catalogue import Texts
@@ -38,7 +38,7 @@ _STATUS_MARKS = {
     Status.MUTED: "🔇",
     Status.IGNORED: "🚫",
 }
-_SHOWN_LINES = 10
+_SHOWN_LINES = 8
 
 
 def units(text: str) -> int:
@@ -227,7 +227,7 @@ def _fold(subject: Subject, texts: Texts) -> Message:
         page.line(texts("alert.may_repeat"))
     for group in groups[:_SHOWN_LINES]:
         page.line(*brief(group, texts))
-    if len(groups) > _SHOWN_LINES or len(groups) > 1:
+    if len(groups) > 1:
         page.line(texts("fold.all", numbers=numbers(group.number for group in groups)))
     done = [group.number for group in groups if group.status not in (Status.OPEN, Status.ACKNOWLEDGED)]
     news = texts("fold.solved", count=len(done)) if done else None
@@ -244,14 +244,14 @@ def _fold(subject: Subject, texts: Texts) -> Message:
 def brief(group: Group, texts: Texts) -> list[Piece | str]:
     """A group on one line of a list."""
     mark = MARKS[group.severity] if group.status == Status.OPEN else _STATUS_MARKS[group.status]
-    return [f"{mark} #{group.number} ×{group.count:,} ", code(group.title, 110), " ", code(group.service, 40)]
+    return [f"{mark} #{group.number} ×{group.count:,} ", code(group.title, 80), " ", code(group.service, 24)]
 
 
-def numbers(found: Iterable[int], budget: int = 1600) -> str:
+def numbers(found: Iterable[int]) -> str:
     """Numbers as people write them; runs as ranges once they are too many to be spelled out."""
     ordered = sorted(set(found))
     spelled = ", ".join(f"#{number}" for number in ordered)
-    if len(spelled) <= min(budget, 400):
+    if len(spelled) <= 400:
         return spelled
     runs: list[list[int]] = []
     for number in ordered:
@@ -280,14 +280,21 @@ def buttons(group: Group, texts: Texts) -> Sequence[Sequence[Button]]:
 
 def group_url(number: int, settings: Settings) -> str | None:
     """The page of a group, when the team has said where its pages are."""
-    return f"{settings.public_url}{GROUP_PAGE}{number}" if settings.public_url else None
+    return _short(f"{settings.public_url}{GROUP_PAGE}{number}") if settings.public_url else None
 
 
 def trace_url(trace_id: str, settings: Settings) -> str | None:
     """A trace in the team's own tool; never by `format`, the address may hold other braces."""
+    if not re.fullmatch("[0-9a-fA-F]{16,32}", trace_id):
+        return None
     if not settings.trace_url or not settings.trace_url.startswith(("https://", "http://")):
         return None
-    return settings.trace_url.replace("{trace_id}", quote(trace_id, safe=""))[:500]
+    return _short(settings.trace_url.replace("{trace_id}", trace_id))
+
+
+def _short(url: str) -> str | None:
+    """An address cannot be cut; one that is too long is left out."""
+    return url if units(html.escape(url)) <= 500 else None
 
 
 def when(moment: datetime, settings: Settings, now: datetime) -> str:

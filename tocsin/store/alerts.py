@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, func, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin.failures import BadInput
@@ -341,16 +341,15 @@ def want_edits(connection: Connection, alert_ids: Iterable[str], *, now: datetim
         every_s: seconds since the last sending or edit that must have passed; 0 for at once.
     """
     wanted = (
-        select(
-            deliveries.c.id, deliveries.c.sent_at, deliveries.c.edited_at, deliveries.c.edit_wanted_at
-        )
+        select(deliveries)
         .where(deliveries.c.alert_id.in_(sorted(set(alert_ids))), deliveries.c.state != "failed")
         .order_by(deliveries.c.id)
     )
     for row in connection.execute(wanted).all():
         last = row.edited_at or row.sent_at
         at = max(now, last + timedelta(seconds=every_s)) if last and every_s else now
-        if row.edit_wanted_at is None or at < row.edit_wanted_at:
+        is_free = row.edit_wanted_at is None or row.edit_wanted_at == row.claimed_until
+        if is_free or at < row.edit_wanted_at:
             connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(edit_wanted_at=at))
 
 
@@ -439,6 +438,8 @@ def claim(
         ).first()
         if row is None:
             return None
+        # Due again when the claim runs out; `want_edits` puts another time in its place.
+        values["edit_wanted_at"] = values["claimed_until"]
     connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(fence=row.fence + 1, **values))
     subject = subject_of(connection, row.alert_id)
     subject.may_repeat = values.get("may_repeat", row.may_repeat)
@@ -451,7 +452,7 @@ def claim(
         address=state.moved_to or target,
         attempt=values.get("attempts", _EDIT_ATTEMPT),
         external_id=row.external_id if is_edit else None,
-        edit_wanted_at=row.edit_wanted_at if is_edit else None,
+        edit_wanted_at=values["edit_wanted_at"],
         subject=subject,
     )
 
@@ -554,7 +555,7 @@ def unpark(connection: Connection, channels: Sequence[str]) -> None:
 
 def _unless_wanted_since(claim: Claim) -> Any:
     """NULL, but a wish that came while the edit was on its way stays."""
-    return func.nullif(deliveries.c.edit_wanted_at, claim.edit_wanted_at)
+    return func.nullif(deliveries.c.edit_wanted_at, literal(claim.edit_wanted_at, deliveries.c.edit_wanted_at.type))
 
 
 def _finish(

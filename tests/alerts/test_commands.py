@@ -1,0 +1,182 @@
+"""What people may say to the bot, as a table; what is not in it gets a helpful line."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.alerts.samples import plain_settings
+from tests.standin.telegram import plain_text
+from tocsin import clock
+from tocsin.alerts import commands
+from tocsin.alerts.commands import Command, Misunderstood, parse, press
+from tocsin.lifecycle import Status
+from tocsin.model import Batch, Severity
+from tocsin.store import Store, errors, groups
+
+
+def command(name: str, *numbers: int, **values: Any) -> Command:
+    return Command(name=name, numbers=numbers, **values)
+
+
+@pytest.mark.parametrize(
+    ("text", "understood"),
+    [
+        ("/help", command("help")),
+        ("/start", command("start")),
+        ("/start something", command("start")),
+        ("/status", command("status")),
+        ("/STATUS", command("status")),
+        ("/status@Tocsin_bot", command("status")),
+        ("/errors", command("errors")),
+        ("/errors Critical", command("errors", severity=Severity.CRITICAL)),
+        ("/error 42", command("error", 42)),
+        ("/error #42", command("error", 42)),
+        ("/error_42", command("error", 42)),
+        ("/stats", command("stats")),
+        ("/stats 48", command("stats", hours=48)),
+        ("/stats 48h", command("stats", hours=48)),
+        ("/resolve 42", command("resolve", 42)),
+        ("/resolve_42", command("resolve", 42)),
+        ("/resolve_42@tocsin_bot", command("resolve", 42)),
+        ("/resolve 42 43 50-53", command("resolve", 42, 43, 50, 51, 52, 53)),
+        ("/resolve #42, #43 42", command("resolve", 42, 43)),
+        ("/reopen 1", command("reopen", 1)),
+        ("/ack 1", command("ack", 1)),
+        ("/acknowledge 1", command("ack", 1)),
+        ("/ignore 1", command("ignore", 1)),
+        ("/mute 42", command("mute", 42)),
+        ("/mute 42 2h", command("mute", 42, span=timedelta(hours=2))),
+        ("/mute 42 30m", command("mute", 42, span=timedelta(minutes=30))),
+        ("/mute 42 43 1D", command("mute", 42, 43, span=timedelta(days=1))),
+    ],
+)
+def test_what_is_understood(text: str, understood: Command) -> None:
+    """Each command in the ways in which people write it."""
+    assert parse(text, bot="tocsin_bot") == understood
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("/", "bot.not_understood"),
+        ("/explode 1", "bot.not_understood"),
+        ("/resolve;drop", "bot.not_understood"),
+        ("/resolve", "bot.needs_number"),
+        ("/mute 2h", "bot.needs_number"),
+        ("/resolve 1;drop", "bot.bad_number"),
+        ("/resolve all", "bot.bad_number"),
+        ("/resolve -1", "bot.bad_number"),
+        ("/resolve 1.5", "bot.bad_number"),
+        ("/resolve 9-3", "bot.bad_number"),
+        ("/resolve ٤٢", "bot.bad_number"),
+        ("/resolve 4️⃣", "bot.bad_number"),
+        ("/resolve 9999999999", "bot.bad_number"),
+        ("/resolve 1-1000", "bot.too_many"),
+        ("/resolve 1-90 200-290", "bot.too_many"),
+        ("/error 1 2", "bot.too_many"),
+        ("/mute 42 soon", "bot.bad_duration"),
+        ("/mute 42 0h", "bot.bad_duration"),
+        ("/mute 42 -2h", "bot.bad_duration"),
+        ("/errors awful", "bot.bad_severity"),
+        ("/stats 0", "bot.bad_hours"),
+        ("/stats 10000", "bot.bad_hours"),
+        ("/stats forever", "bot.bad_hours"),
+    ],
+)
+def test_what_is_not_understood_is_explained(text: str, key: str) -> None:
+    """With what would have been right, in both languages."""
+    problem = parse(text)
+
+    assert isinstance(problem, Misunderstood) and problem.key == key
+    for language in ("en", "ru"):
+        assert commands.explain(problem, plain_settings(language=language)).plain
+
+
+@pytest.mark.parametrize("text", ["", "hello", "resolve 42", "/resolve@other_bot 42", " "])
+def test_what_is_not_for_the_bot_is_left_alone(text: str) -> None:
+    """People may talk among themselves, and to other bots."""
+    assert parse(text, bot="tocsin_bot") is None
+
+
+def test_an_answer_to_an_alert_needs_no_number() -> None:
+    """A number that is written all the same is stronger."""
+    assert parse("/resolve", answered=[7, 8]) == command("resolve", 7, 8)
+    assert parse("/mute 2h", answered=[7]) == command("mute", 7, span=timedelta(hours=2))
+    assert parse("/resolve 1", answered=[7]) == command("resolve", 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "understood"),
+    [
+        ("res:42", command("resolve", 42)),
+        ("ack:42", command("ack", 42)),
+        ("mut:42", command("mute", 42)),
+        ("reo:42", command("reopen", 42)),
+        ("det:42", command("error", 42)),
+        ("res:", None),
+        ("res:42;x", None),
+        ("drop:42", None),
+        ("", None),
+    ],
+)
+def test_what_buttons_mean(data: str, understood: Command | None) -> None:
+    """Only what our own buttons send."""
+    assert press(data) == understood
+
+
+@given(st.text(max_size=3000) | st.text(max_size=200).map("/resolve ".__add__) | st.text(max_size=50).map("/".__add__))
+def test_nothing_that_is_written_breaks_the_bot(text: str) -> None:
+    """Whatever it is, it is understood, explained, or left alone; never a failure."""
+    found = parse(text, answered=[1])
+
+    if isinstance(found, Misunderstood):
+        assert len(plain_text(commands.explain(found, plain_settings()).html)) < 500
+
+
+async def ask(store: Store, text: str) -> str:
+    parsed = parse(text)
+    assert isinstance(parsed, Command)
+    done = await store.write(
+        commands.run, parsed, plain_settings(), by="@anna (17)", via="telegram", leader="me", now=clock.now()
+    )
+    return done.plain
+
+
+async def test_commands_do_what_they_say(store: Store, error: Any) -> None:
+    """By way of the same acts as everywhere else."""
+    await store.write(errors.write_batch, Batch(entries=[error(), error("OSError")]), clock.now())
+
+    assert await ask(store, "/resolve 1 2 3") == "#1 is resolved.\n#2 is resolved.\nThere is no #3."
+    assert await ask(store, "/resolve 1") == "#1 was resolved already."
+    assert await ask(store, "/ack 1") == "#1 is resolved; that cannot be ack."
+    assert await ask(store, "/reopen 1") == "#1 is open."
+    assert (await ask(store, "/mute 1 2h")).startswith("#1 is muted until ")
+
+    one = await store.read(groups.by_number, 1)
+    assert one.status == Status.MUTED
+    assert one.muted_until is not None and one.muted_until - clock.now() > timedelta(hours=1, minutes=59)
+
+
+async def test_questions_are_answered(store: Store, error: Any) -> None:
+    """What is open, how things stand, one group, how many."""
+    assert await ask(store, "/errors") == "Nothing is open."
+    await store.write(
+        errors.write_batch,
+        Batch(entries=[error(timestamp=clock.now()), error("OSError", severity=Severity.CRITICAL)]),
+        clock.now(),
+    )
+
+    listed = await ask(store, "/errors")
+    assert "#1 " in listed and "#2 " in listed
+    assert "#1 " not in await ask(store, "/errors critical")
+    assert "KeyError" in await ask(store, "/error 1")
+    assert await ask(store, "/error 9") == "There is no #9."
+    status = await ask(store, "/status")
+    assert "open: 2" in status and "errors in the last hour: 1" in status and "leader: this process" in status
+    assert "Last 24 h: 1 errors" in await ask(store, "/stats")
+    assert "/resolve 42" in await ask(store, "/help")

@@ -1,0 +1,267 @@
+"""The outbox: an alert is never lost, and said twice at most when nobody saw how saying it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from tests.waiting import aeventually
+from tocsin import clock
+from tocsin.failures import BadInput
+from tocsin.model import Severity
+from tocsin.store import Store, alerts, schema
+from tocsin.store.alerts import Claim
+
+CHAT = ("telegram", "17")
+
+
+async def add(store: Store, *targets: tuple[str, str], severity: Severity = Severity.HIGH) -> str:
+    """Write an alert about nothing, with its deliveries."""
+
+    def work(connection: Any) -> str:
+        now = clock.now()
+        alert_id = alerts.add_alert(connection, reason="test", severity=severity, now=now)
+        assert alert_id is not None
+        alerts.add_deliveries(connection, alert_id, targets or [CHAT], priority=severity.rank, now=now)
+        return alert_id
+
+    return await store.write(work)
+
+
+async def claim(store: Store, target: tuple[str, str] = CHAT, **values: Any) -> Claim | None:
+    return await store.write(alerts.claim, *target, **{"owner": "p1", "claim_s": 60, "per_minute": 100, **values})
+
+
+async def claimed(store: Store, **values: Any) -> Claim:
+    found = await claim(store, **values)
+    assert found is not None
+    return found
+
+
+async def delivery(store: Store, alert_id: str) -> alerts.Delivery:
+    listed, _ = await store.read(alerts.list_alerts)
+    return next(one.deliveries[0] for one in listed if one.alert.id == alert_id)
+
+
+async def test_a_key_makes_one_alert(store: Store) -> None:
+    """Two leaders for a moment still ring once."""
+
+    def work(connection: Any) -> str | None:
+        return alerts.add_alert(connection, reason="new", severity=Severity.HIGH, now=clock.now(), dedupe_key="a")
+
+    assert await store.write(work) is not None
+    assert await store.write(work) is None
+
+
+async def test_an_attempt_belongs_to_one_worker(store: Store) -> None:
+    """However many ask at once."""
+    await add(store)
+
+    found = await asyncio.gather(*(claim(store, owner=f"p{number}") for number in range(4)))
+
+    assert len([one for one in found if one]) == 1
+
+
+async def test_what_was_sent_is_not_due_any_more(store: Store) -> None:
+    """And can be looked up: when, under which id, by how many attempts."""
+    alert_id = await add(store)
+
+    assert await store.read(alerts.due_targets, ["telegram"]) == [CHAT]
+    assert await store.write(alerts.mark_sent, await claimed(store), "777")
+
+    assert await store.read(alerts.due_targets, ["telegram"]) == []
+    assert await claim(store) is None
+    sent = await delivery(store, alert_id)
+    assert (sent.state, sent.external_id, sent.attempts, sent.may_repeat) == ("sent", "777", 1, False)
+    assert [line.outcome for line in sent.log] == ["sent"]
+    assert await store.read(alerts.oldest_pending) is None
+
+
+async def test_a_claim_that_ran_out_is_made_again_and_says_that_it_may_repeat(store: Store) -> None:
+    """Its worker may have died before or after the message left; whoever comes back too late changes nothing."""
+    alert_id = await add(store)
+    lost = await claimed(store, claim_s=0.05)
+    assert not lost.subject.may_repeat
+
+    again = await aeventually(lambda: claim(store, owner="p2"))
+
+    assert again is not None and again.subject.may_repeat and again.fence > lost.fence
+    assert not await store.write(alerts.mark_sent, lost, "1")
+    assert await store.write(alerts.mark_sent, again, "2")
+    assert (await delivery(store, alert_id)).external_id == "2"
+
+
+async def test_the_gravest_goes_first(store: Store) -> None:
+    """And of the equally grave the oldest."""
+    ids = [await add(store, severity=severity) for severity in (Severity.HIGH, Severity.HIGH, Severity.CRITICAL)]
+
+    order = [(await claimed(store)).subject.alert.id for _ in ids]
+
+    assert order == [ids[2], ids[0], ids[1]]
+
+
+async def test_only_so_many_messages_a_minute_go_to_a_chat(store: Store) -> None:
+    """Also when several workers ask at once; the rest waits, nothing is dropped, other chats are not concerned."""
+    for _ in range(5):
+        await add(store, CHAT, ("telegram", "18"))
+
+    found = await asyncio.gather(*(claim(store, per_minute=3) for _ in range(5)))
+
+    taken = [one for one in found if one]
+    assert len(taken) == 3
+    for one in taken:
+        await store.write(alerts.mark_sent, one, "1")
+    assert await claim(store, per_minute=3) is None
+    assert await claim(store, target=("telegram", "18"), per_minute=3) is not None
+    await minute_passes(store)
+    assert await claim(store, per_minute=3) is not None
+
+
+async def minute_passes(store: Store) -> None:
+    """Make everything that was sent a minute older."""
+
+    def work(connection: Any) -> None:
+        table = schema.deliveries
+        for row in connection.execute(select(table).where(table.c.sent_at.is_not(None))).all():
+            earlier = row.sent_at - timedelta(minutes=1)
+            connection.execute(update(table).where(table.c.id == row.id).values(sent_at=earlier))
+
+    await store.write(work)
+
+
+async def test_a_failed_attempt_is_made_again_after_its_pause(store: Store) -> None:
+    """The whole target rests, for all workers; why can be seen."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_retry, await claimed(store), "no route", pause_s=0.1)
+    await add(store, severity=Severity.CRITICAL)
+
+    assert await claim(store, owner="p2") is None
+    critical = await aeventually(lambda: claim(store))
+    again = await claimed(store)
+
+    assert critical is not None and critical.subject.alert.severity == Severity.CRITICAL
+    assert (again.subject.alert.id, again.attempt, again.subject.may_repeat) == (alert_id, 2, False)
+    failed = await delivery(store, alert_id)
+    assert [(line.outcome, line.error) for line in failed.log] == [("retry", "no route")]
+    [state] = await store.read(alerts.states)
+    assert state.last_error == "no route" and state.paused_until is not None
+
+
+async def test_an_unclear_end_may_repeat(store: Store) -> None:
+    """The message may have arrived although the answer did not."""
+    await add(store)
+    await store.write(alerts.mark_retry, await claimed(store), "time-out", pause_s=0, unclear=True)
+
+    assert (await claimed(store)).subject.may_repeat
+
+
+async def test_a_target_that_refuses_is_left_alone_until_it_may_have_been_mended(store: Store) -> None:
+    """The delivery has failed with the reason, the next ones wait; a restart tries again at once."""
+    alert_id = await add(store)
+    await store.write(alerts.park, await claimed(store), "bot was blocked", retry_s=600)
+    await add(store)
+
+    assert await claim(store) is None
+    assert (await delivery(store, alert_id)).state == "failed"
+    [state] = await store.read(alerts.states)
+    assert state.parked_reason == "bot was blocked"
+
+    await store.write(alerts.unpark, ["telegram"])
+    await store.write(alerts.mark_sent, await claimed(store), "1")
+    [state] = await store.read(alerts.states)
+    assert (state.parked_reason, state.last_error) == (None, None)
+    assert state.last_ok_at is not None
+
+
+async def test_a_chat_that_moved_is_found_under_its_new_id(store: Store) -> None:
+    """For this message, all later ones, and answers to them."""
+    await add(store)
+    await store.write(alerts.move, await claimed(store), "-100")
+
+    again = await claimed(store)
+    assert (again.target, again.address) == ("17", "-100")
+    await store.write(alerts.mark_sent, again, "5")
+    await add(store)
+    assert (await claimed(store)).address == "-100"
+
+
+async def test_an_edit_waits_for_its_time_and_a_wish_in_between_is_kept(store: Store) -> None:
+    """Two changes in a row make two edits, or one that says both; never one that says the first only."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_sent, await claimed(store), "5")
+    await store.write(alerts.want_edits, [alert_id], now=clock.now(), every_s=600)
+    assert await claim(store) is None
+
+    await store.write(alerts.want_edits, [alert_id], now=clock.now() - timedelta(seconds=1))
+    edit = await claimed(store)
+    assert edit.external_id == "5"
+    await store.write(alerts.want_edits, [alert_id], now=clock.now() - timedelta(seconds=1))
+    assert await store.write(alerts.mark_edited, edit)
+
+    again = await claimed(store)
+    assert await store.write(alerts.mark_edited, again)
+    assert await claim(store) is None
+
+
+async def test_an_edit_that_nobody_finished_is_made_again(store: Store) -> None:
+    """A worker that dies leaves no message that says how things stood."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_sent, await claimed(store), "5")
+    await store.write(alerts.want_edits, [alert_id], now=clock.now() - timedelta(seconds=1))
+    lost = await claimed(store, claim_s=0.05)
+
+    again = await aeventually(lambda: claim(store))
+
+    assert again is not None and again.external_id == "5"
+    assert not await store.write(alerts.mark_edited, lost)
+    assert await store.write(alerts.mark_edited, again)
+    assert await claim(store) is None
+
+
+async def test_a_change_while_the_message_is_on_its_way_makes_an_edit(store: Store) -> None:
+    """What was rendered before it says too little."""
+    alert_id = await add(store)
+    sending = await claimed(store)
+    await store.write(alerts.want_edits, [alert_id], now=clock.now() - timedelta(seconds=1))
+    await store.write(alerts.mark_sent, sending, "5")
+
+    assert (await claimed(store)).external_id == "5"
+
+
+async def test_the_log_keeps_the_last_attempts(store: Store) -> None:
+    """Enough to see what goes on, and no more."""
+    alert_id = await add(store)
+    for attempt in range(25):
+        await store.write(alerts.mark_retry, await claimed(store), f"try {attempt}", pause_s=0)
+
+    lines = (await delivery(store, alert_id)).log
+    assert [line.error for line in lines] == [f"try {attempt}" for attempt in range(5, 25)]
+    assert all(line.at.tzinfo == UTC for line in lines)
+
+
+async def test_alerts_are_listed_newest_first_and_page_by_page(store: Store) -> None:
+    """None is missed and none comes twice."""
+    ids = [await add(store) for _ in range(5)]
+
+    first, cursor = await store.read(alerts.list_alerts, limit=3)
+    rest, end = await store.read(alerts.list_alerts, limit=3, before=cursor)
+
+    assert [one.alert.id for one in first + rest] == ids[::-1]
+    assert end is None
+    with pytest.raises(BadInput):
+        await store.read(alerts.list_alerts, before="yesterday")
+
+
+async def test_an_update_is_seen_once_by_all_processes(store: Store) -> None:
+    """Also when it is delivered again; a count that begins anew far below is no repetition."""
+
+    async def first(update_id: int) -> bool:
+        return await store.write(alerts.is_first_sight, "123", update_id)
+
+    assert [await first(update_id) for update_id in (500_000, 500_000, 500_002, 500_001, 7, 7, 8)] == [
+        True, False, True, False, True, False, True,
+    ]  # fmt: skip
