@@ -284,12 +284,12 @@ _WEAK = ("token", "tokens", "session", "auth", "pin", "otp", "card", "pass", "si
 def _scrub_pairs(text: str) -> str:
     """``key=value``, ``key: value``, ``"key": "value"`` and the like, where the key is secret."""
     kept: list[str] = []
-    done = 0
-    for found in _PAIR.finditer(text):
+    done = at = 0
+    while (found := _PAIR.search(text, at)) is not None:
+        at = start = found.end()
         key = found[1]
-        if found.start() < done or not _is_secret_key(key if len(key) <= 128 else key[:128]):
+        if not _is_secret_key(key if len(key) <= 128 else key[:128]):
             continue
-        start = found.end()
         is_line = ":" in found[2] and text[start : start + 1] not in ("'", '"', "\\", "[", "{", "(") and _is_header(key)
         value = (_LINE if is_line else _VALUE).match(text, start)
         if value is None or value.end() == start:
@@ -298,7 +298,7 @@ def _scrub_pairs(text: str) -> str:
         if masked is None:
             continue
         kept += (text[done:start], masked)
-        done = value.end()
+        done = at = value.end()
     if not done:
         return text
     kept.append(text[done:])
@@ -322,7 +322,7 @@ def _masked(pair: re.Match[str], value: re.Match[str], text: str) -> str | None:
     found = value[0]
     if value["done"] is not None:
         return None
-    if _NO_SECRET.match(found):
+    if _NO_SECRET.match(found) or found == pair[1]:  # code hands things on: auth=auth
         return None
     if text[value.end() : value.end() + 1] in ("(", "[") and _CALL.match(found):
         return None
