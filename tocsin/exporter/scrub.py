@@ -51,14 +51,13 @@ def hide(values: Iterable[str]) -> None:
     Values below 4 characters are left alone, since masking them would take other words apart.
     """
     global _hidden
-    known = {*_hidden_values, *(value for value in values if len(value) >= 4 and value not in MASK)}
-    _hidden_values.update(known)
+    known = {value for value, _ in _hidden} | {value for value in values if len(value) >= 4 and value not in MASK}
     # A short value only as a word of its own: a database's password is often the name of the product.
-    forms = [
-        re.escape(value) if len(value) >= 12 else rf"(?<!\w){re.escape(value)}(?!\w)"
+    patterns = {
+        value: re.escape(value) if len(value) >= 12 else rf"(?<!\w){re.escape(value)}(?!\w)"
         for value in sorted(known, key=len, reverse=True)
-    ]
-    _hidden = re.compile("|".join(forms)).sub if forms else None
+    }
+    _hidden = tuple((value, re.compile(pattern)) for value, pattern in patterns.items())
 
 
 def scrub_text(text: str) -> str:
@@ -203,8 +202,9 @@ def _scrub_text(text: str) -> str:
 
 
 def _scrub_once(text: str) -> str:
-    if _hidden is not None:
-        text = _hidden(MASK, text)
+    for value, pattern in _hidden:
+        if value in text:
+            text = pattern.sub(MASK, text)
     low = text.lower()
     if len(low) > 512:
         low = " ".join(set(low.split()))  # each word once: fewer characters to look through
@@ -495,8 +495,7 @@ _RULES = (
     _Rule("=:,", _one_of("pin|sig=|api|private"), lambda text: _scrub_named(text) if _RARE.search(text) else text),
 )
 _RULES_BEYOND_ASCII = (_Rule("=:'\"", _one_of("парол|секрет|токен"), _scrub_named),)
-_hidden_values: set[str] = set()
-_hidden: Callable[[str, str], str] | None = None
+_hidden: tuple[tuple[str, re.Pattern[str]], ...] = ()  # longest first: one may hold another
 
 
 def _scrub_parameter(part: str, *, is_login: bool) -> str:
