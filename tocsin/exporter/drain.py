@@ -189,6 +189,7 @@ class Drain:
         if segment.position == 0 and len(lines) == 1 and not is_final:
             return False  # only the header yet: nothing that is worth a connection
         lines = lines[:BATCH_LINES]
+        self._ready_store()  # measures the clock, which decoding corrects
         decoded = [(line, self._decode(line, segment.source)) for line in lines]
         instance = segment.source.instance
         if is_own and self._spool is not None:

@@ -1,0 +1,295 @@
+"""The drain: everything in the spool gets into the database, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select, text
+
+from tests.postgres import PostgresServer
+from tests.waiting import eventually
+from tocsin.exporter.drain import Drain, adopting
+from tocsin.exporter.spool import Spool
+from tocsin.ids import uuid7
+from tocsin.settings import Settings
+from tocsin.store import migrate, open_store
+from tocsin.store.schema import error_groups, error_logs, spool_progress
+
+RESOURCE = {
+    "resource": {
+        "service.name": "shop",
+        "service.version": "1.2",
+        "deployment.environment.name": "production",
+        "service.instance.id": "i-1",
+        "host.name": "h",
+        "process.pid": 7,
+    },
+    "started_ns": 1_000_000_000,
+}
+
+
+def error_line(message: str = "boom", error_id: str | None = None, **attributes: Any) -> bytes:
+    content = {
+        "v": 1,
+        "kind": "error",
+        "id": error_id or uuid7(),
+        "time_unix_nano": time.time_ns(),
+        "severity_number": 17,
+        "trace_id": None,
+        "span_id": None,
+        "body": message,
+        "attributes": {"exception.type": "ValueError", "tocsin.mechanism": "asgi", "tocsin.handled": False}
+        | attributes,
+    }
+    return (json.dumps(content) + "\n").encode()
+
+
+@contextmanager
+def drained(url: str, folder: Path, **settings: Any) -> Iterator[tuple[Spool, Drain]]:
+    """A spool with its drain at work."""
+    spool = Spool(folder, 2**30, RESOURCE)
+    drain = Drain(Settings(database_url=url, spool_dir=str(folder), **settings), spool, folder)
+    drain.start()
+    yield spool, drain
+    spool.close(everything_stored=drain.finish(5))
+
+
+def read(url: str, work: Callable[[Connection], Any]) -> Any:
+    store = open_store(url)
+    try:
+        return store.read_now(work)
+    finally:
+        store.close_now()
+
+
+def rows(url: str) -> list[Any]:
+    return list(read(url, lambda connection: connection.execute(select(error_logs)).all()))
+
+
+def messages(url: str) -> list[str]:
+    return sorted(row.message for row in rows(url))
+
+
+def test_an_error_becomes_a_row_and_a_group(database_url: str, tmp_path: Path) -> None:
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line("no phone", **{"http.route": "/orders"}))
+        drain.wake()
+        eventually(lambda: drain.stored)
+
+    (row,) = rows(database_url)
+    assert (row.message, row.service, row.release, row.environment) == ("no phone", "shop", "1.2", "production")
+    assert row.context["http.route"] == "/orders"
+    assert row.count == 1
+
+
+def test_a_service_on_an_empty_database_makes_the_tables(empty_database_url: str, tmp_path: Path) -> None:
+    with drained(empty_database_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line())
+        drain.wake()
+        eventually(lambda: drain.stored)
+
+    assert messages(empty_database_url) == ["boom"]
+
+
+def test_a_spool_that_is_stored_is_deleted(database_url: str, tmp_path: Path) -> None:
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line())
+        drain.wake()
+        eventually(lambda: drain.stored)
+
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_counts_join_the_error_that_they_repeat(database_url: str, tmp_path: Path) -> None:
+    error_id = uuid7()
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line(error_id=error_id))
+        counter = spool.counter(error_id)
+        assert counter is not None
+        for _ in range(41):
+            counter.tick()
+        drain.wake()
+        eventually(lambda: rows(database_url) and rows(database_url)[0].count == 42)
+
+    (group,) = read(database_url, lambda connection: connection.execute(select(error_groups)).all())
+    assert group.count == 42
+
+
+def test_what_is_left_behind_is_taken_over_once_by_many(database_url: str, tmp_path: Path) -> None:
+    """Three servers on one machine find the same orphans."""
+    folder = tmp_path / "spool"
+    for number in range(20):
+        spool = Spool(folder, 2**30, RESOURCE)
+        spool.append(error_line(f"m{number}"))
+        spool.close(everything_stored=False)
+    settings = Settings(database_url=database_url, spool_dir=str(folder))
+
+    with adopting(settings), adopting(settings), adopting(settings):
+        eventually(lambda: not list(folder.glob("*.seg")))
+
+    assert messages(database_url) == sorted(f"m{number}" for number in range(20))
+
+
+def test_a_replay_counts_nothing_twice_even_when_the_rows_are_gone(database_url: str, tmp_path: Path) -> None:
+    """The reader died after the commit and before it deleted the segment; retention was there since."""
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 2**30, RESOURCE)
+    spool.append(error_line())
+    segment = spool.segments()[0]
+    copy = segment.read_bytes()
+    live = next(folder.glob("*.live"))
+    spool.close(everything_stored=False)
+    live_copy = live.read_bytes()
+    settings = Settings(database_url=database_url, spool_dir=str(folder))
+    with adopting(settings):
+        eventually(lambda: not segment.exists())
+    store = open_store(database_url)
+    store.write_now(lambda connection: connection.execute(error_logs.delete()))
+    store.close_now()
+
+    segment.write_bytes(copy)
+    live.write_bytes(live_copy)
+    with adopting(settings):
+        eventually(lambda: not segment.exists())
+
+    assert rows(database_url) == []
+    (count,) = read(database_url, lambda connection: connection.execute(select(error_groups.c.count)).one())
+    assert count == 1
+
+
+def test_a_line_that_cannot_be_read_is_set_aside_and_its_neighbours_are_stored(
+    database_url: str, tmp_path: Path
+) -> None:
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line("before"))
+        spool.append(b"{not json\n")
+        spool.append(b'{"v":1,"kind":"error","id":"no attributes"}\n')
+        spool.append(error_line("after"))
+        drain.wake()
+        eventually(lambda: drain.stored == 2)
+
+    assert messages(database_url) == ["after", "before"]
+    aside = (tmp_path / "spool" / "refused.jsonl").read_text()
+    assert "{not json" in aside and "no attributes" in aside
+
+
+def test_one_poisoned_error_does_not_hold_up_its_neighbours(postgres_url: str, tmp_path: Path) -> None:
+    """PostgreSQL refuses NUL in jsonb; capture cleans it, but a line may come from elsewhere."""
+    with drained(postgres_url, tmp_path / "spool") as (spool, drain):
+        for number in range(9):
+            spool.append(error_line(f"m{number}"))
+        spool.append(error_line("bad", **{"tocsin.context": {"key": "a\0b"}}))
+        drain.wake()
+        eventually(lambda: drain.stored == 10)
+
+    assert messages(postgres_url) == sorted([*(f"m{number}" for number in range(9)), "bad"])
+
+
+def test_an_error_that_cannot_be_stored_at_all_is_set_aside(postgres_url: str, tmp_path: Path) -> None:
+    with drained(postgres_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line("good"))
+        spool.append(error_line("bad", error_id="not-a-uuid"))
+        spool.append(error_line("good too"))
+        drain.wake()
+        eventually(lambda: drain.stored == 2)
+
+    assert messages(postgres_url) == ["good", "good too"]
+    assert "not-a-uuid" in (tmp_path / "spool" / "refused.jsonl").read_text()
+
+
+def test_nothing_is_lost_or_doubled_while_the_database_is_away(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    """It stops in the middle of the work, comes back, stops again; whoever captures notices nothing."""
+    url = postgres_server.url
+    store = open_store(url)
+    migrate.migrate_now(store)
+    store.close_now()
+    with drained(url, tmp_path / "spool") as (spool, drain):
+        total = 0
+        for _ in range(3):
+            for _ in range(50):
+                assert spool.append(error_line(f"m{total}"))
+                total += 1
+            drain.wake()
+            eventually(lambda: drain.stored > 0)
+            postgres_server.stop(at_once=True)
+            for _ in range(50):
+                assert spool.append(error_line(f"m{total}"))
+                total += 1
+            drain.wake()
+            eventually(lambda: drain.away_since is not None)
+            postgres_server.start()
+            eventually(lambda: drain.away_since is None, 20)
+        eventually(lambda: len(rows(url)) == total, 20)
+
+    assert messages(url) == sorted(f"m{number}" for number in range(300))
+    (count,) = read(url, lambda connection: connection.execute(select(func.sum(error_groups.c.count))).one())
+    assert count == 300
+
+
+def test_tables_that_somebody_drops_cost_no_error(database_url: str, tmp_path: Path) -> None:
+    """Errors wait until the tables are back; they are not taken for bad data."""
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.append(error_line("first"))
+        drain.wake()
+        eventually(lambda: drain.stored == 1)
+        store = open_store(database_url)
+        store.write_now(lambda connection: connection.execute(text("ALTER TABLE error_logs RENAME TO elsewhere")))
+        spool.append(error_line("second"))
+        drain.wake()
+        eventually(lambda: drain.away_since is not None)
+        store.write_now(lambda connection: connection.execute(text("ALTER TABLE elsewhere RENAME TO error_logs")))
+        store.close_now()
+        eventually(lambda: drain.stored == 2)
+
+    assert messages(database_url) == ["first", "second"]
+    assert not (tmp_path / "spool" / "refused.jsonl").exists()
+
+
+def test_ending_is_quick_when_the_database_is_away(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 2**30, RESOURCE)
+    settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/x", spool_dir=str(folder))
+    drain = Drain(settings, spool, folder)
+    drain.start()
+    spool.append(error_line())
+    drain.wake()
+    eventually(lambda: drain.away_since is not None)
+
+    before = time.monotonic()
+    assert not drain.finish(2.0)
+    assert time.monotonic() - before < 2.0
+    spool.close(everything_stored=False)
+    assert list(folder.glob("*.seg"))
+
+
+def test_a_wrong_clock_is_taken_out(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service's machine is an hour behind; the error is stored at the database's time."""
+    monkeypatch.setattr("tocsin.clock.now", lambda: datetime.now(UTC) - timedelta(hours=1))
+    line = json.loads(error_line())
+    line["time_unix_nano"] -= 3600 * 10**9
+    with drained(postgres_url, tmp_path / "spool") as (spool, drain):
+        spool.append((json.dumps(line) + "\n").encode())
+        drain.wake()
+        eventually(lambda: drain.stored)
+
+    (row,) = rows(postgres_url)
+    assert abs(row.timestamp - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_progress_is_kept_by_segment(database_url: str, tmp_path: Path) -> None:
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        name = spool.segments()[0].stem
+        spool.append(error_line())
+        size = spool.segments()[0].stat().st_size
+        drain.wake()
+        eventually(lambda: drain.stored)
+
+    (row,) = read(database_url, lambda connection: connection.execute(select(spool_progress)).all())
+    assert (row.segment, row.position) == (name, size)
