@@ -50,7 +50,7 @@ def make_token(connection: Connection, *, rights: str, label: str, now: datetime
 
 def make_code(connection: Connection, *, rights: str, label: str, now: datetime) -> str:
     """A new code for one log-in within ten minutes."""
-    connection.execute(delete(credentials).where(credentials.c.expires_at <= now))
+    sweep(connection, now)
     return _make(connection, Kind.CODE, rights, label, now=now, expires_at=now + CODE_LASTS)
 
 

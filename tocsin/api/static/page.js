@@ -23,6 +23,7 @@
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const part of ["[data-live=cards]", "[data-live=chart]", "[data-live=list]"]) {
         const [here, there] = [document.querySelector(part), fresh.querySelector(part)];
+        if (!here !== !there) return location.reload(); // the first error, or the last filter
         const isUsed = here && here.contains(document.activeElement);
         if (here && there && !isUsed) here.replaceWith(document.importNode(there, true));
       }
