@@ -479,17 +479,15 @@ async def test_releases_are_known_from_when_they_were_first_seen(
     assert seen == {"v1": now, "v2": now, "v3": now + HOUR}
 
 
-async def test_two_writers_of_the_same_new_errors_make_one_group(
+async def test_writers_of_the_same_new_groups_at_once_make_each_group_once(
     database_url: str, error: ErrorFactory, now: datetime
 ) -> None:
-    """Counts are exact, each error is new once, and every number is given once, without a gap."""
+    """Counts are exact, each group is new once, and every number is given once, without a gap."""
     stores = [open_store(database_url) for _ in range(4)]
     kinds = [f"Error{n}" for n in range(10)]
-    shared = [error(kind) for kind in kinds]  # everyone has these too
 
     async def write(store: Store, turn: int) -> list[Stored]:
-        own = [error(kind) for kind in (kinds if turn % 2 else reversed(kinds))]
-        return await put(store, now, *own, *shared)
+        return await put(store, now, *(error(kind) for kind in (kinds if turn % 2 else reversed(kinds))))
 
     answers = await asyncio.gather(*[write(store, turn) for turn, store in enumerate(stores)])
 
@@ -497,8 +495,25 @@ async def test_two_writers_of_the_same_new_errors_make_one_group(
     counts = await everything(stores[0], schema.error_counts)
     reasons = [one.reason for one in itertools.chain(*answers)]
     assert sorted(one["number"] for one in found) == list(range(1, 11))
-    assert {one["count"] for one in found} == {5} == {count["count"] for count in counts}
+    assert {one["count"] for one in found} == {4} == {count["count"] for count in counts}
     assert reasons.count("new") == 10
+    for store in stores:
+        await store.close()
+
+
+async def test_errors_that_reach_two_servers_at_once_count_once(
+    database_url: str, error: ErrorFactory, now: datetime
+) -> None:
+    """A sender that got no answer asks the next server, while the first is still at it."""
+    stores = [open_store(database_url) for _ in range(4)]
+    records = [error(f"Error{n % 3}") for n in range(30)]
+
+    answers = await asyncio.gather(
+        *[put(store, now, *(records if turn % 2 else reversed(records))) for turn, store in enumerate(stores)]
+    )
+
+    assert sorted(one.error_id for one in itertools.chain(*answers)) == sorted(record.id for record in records)
+    assert {one["count"] for one in await everything(stores[0], schema.error_groups)} == {10}
     for store in stores:
         await store.close()
 

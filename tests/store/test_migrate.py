@@ -261,7 +261,9 @@ def test_ten_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str
     """One does it, the others wait and find it done."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    processes = [context.Process(target=_migrate_for, args=(empty_database_url, answers)) for _ in range(10)]
+    together = context.Barrier(10)
+    arguments = (empty_database_url, together, answers)
+    processes = [context.Process(target=_migrate_for, args=arguments) for _ in range(10)]
     for process in processes:
         process.start()
     results = [answers.get(timeout=60) for _ in processes]
@@ -381,11 +383,12 @@ def _set_version(connection: Connection, version: str) -> None:
     connection.execute(text(f"UPDATE {place}{migrate.VERSION_TABLE} SET version_num = '{version}'"))
 
 
-def _migrate_for(url: str, answers: Any) -> None:
+def _migrate_for(url: str, together: Any, answers: Any) -> None:
     """What each of many processes does: an answer is what was said, or a text when it failed."""
     said: list[str] = []
     try:
         store = open_store(url)
+        together.wait(60)
         asyncio.run(_migrate_in_loop(store, said)) if store.dialect == "postgresql" else migrate.migrate_now(
             store, said.append
         )
