@@ -14,9 +14,7 @@ STRANGER, READ, ACT = Access
 
 
 def sender(user_id: int | None, chat_id: int, **values: Any) -> Sender:
-    return Sender(
-        user_id=user_id, chat_id=chat_id, chat_type="private" if chat_id > 0 else "supergroup", **values
-    )
+    return Sender(user_id=user_id, chat_id=chat_id, chat_type="private" if chat_id > 0 else "supergroup", **values)
 
 
 @pytest.mark.parametrize(

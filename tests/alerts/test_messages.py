@@ -184,9 +184,7 @@ def test_no_text_breaks_a_message(texts: list[str], status: Status, language: st
         title=title, culprit=culprit, service=service, environment=environment, exception_type=kind, status=status,
         count=10**15,
     )  # fmt: skip
-    error = seen(
-        message=text, exception_type=kind, release=release, trace_id=trace, context={"tocsin.frames": frames}
-    )
+    error = seen(message=text, exception_type=kind, release=release, trace_id=trace, context={"tocsin.frames": frames})
     action = {"acknowledged": "acknowledge", "resolved": "resolve"}.get(status, "mute")
     act = Entry(at=NOW, actor=actor, via="telegram", action=action, target="#42", detail=None, allowed=True)
     chosen = plain_settings(

@@ -1,24 +1,249 @@
-"""From a marked group to a message on a phone, and back."""
+"""The alerts of a process: who leads, what wakes them, and what they live through."""
 
 from __future__ import annotations
 
-from tests.alerts.conftest import ANNA, Opener
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.alerts.conftest import ANNA, SHORT, Opener
 from tests.conftest import ErrorFactory
+from tests.postgres import PostgresServer
 from tests.standin.telegram import TelegramStandIn
 from tests.waiting import aeventually
+from tocsin import clock
+from tocsin.alerts.console import Console
+from tocsin.alerts.scheduler import running, send_test
+from tocsin.lifecycle import Trigger
+from tocsin.model import Batch, Severity
+from tocsin.settings import Settings
+from tocsin.store import Store, errors, groups, leases, open_store
+from tocsin.store.migrate import migrate
 
 
-async def test_a_new_error_rings_and_a_resolve_from_the_chat_ends_it(
-    open_alerts: Opener, telegram: TelegramStandIn, put: object, error: ErrorFactory
+async def test_from_error_to_message_in_less_than_a_second(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
 ) -> None:
-    """The whole way: error, message, /resolve, an answer, the edited message."""
+    """Without any wake-up, by the look alone and with the usual patience."""
+    await open_alerts(replace(SHORT, look_s=0.25))
+    await aeventually(lambda: telegram.calls("getUpdates"))
+    began = time.monotonic()
+    await put(error(severity=Severity.CRITICAL))
+
+    [sent] = await aeventually(lambda: telegram.messages)
+    assert sent.at - began < 1.0
+    assert not sent.is_silent
+
+
+async def test_a_message_grows_with_its_group(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
+) -> None:
+    """One message a group, edited now and then, silently."""
     await open_alerts()
     await put(error())
+    await aeventually(lambda: telegram.messages)
+    for _ in range(20):
+        await put(error())
+
+    await aeventually(lambda: "count 21" in telegram.messages[0].text)
+    assert len(telegram.messages) == 1
+    assert telegram.messages[0].is_silent
+    assert len(telegram.messages[0].edits) < 20
+
+
+async def test_thirty_seven_groups_are_one_message(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
+) -> None:
+    """The likely cause first, and each number in it; what is late joins by an edit."""
+    await open_alerts()
+    cause = error("OperationalError", severity=Severity.CRITICAL, category="database")
+    await put(*(error(f"Error{number}") for number in range(36)), cause)
 
     await aeventually(lambda: telegram.messages)
-    print(telegram.messages[0].text)
-    telegram.say("/resolve 1", chat_id=ANNA, user_id=ANNA, username="anna")
-    await aeventually(lambda: len(telegram.messages) == 2 and telegram.messages[0].edits)
-    print(telegram.messages[1].text)
-    print(telegram.messages[0].text)
-    assert "@anna (17)" in telegram.messages[0].text
+    await put(error("Late"))
+    await aeventually(lambda: "#38" in telegram.messages[0].text)
+    [sent] = telegram.messages
+    assert "OperationalError" in sent.text.splitlines()[1]
+    last = sent.text.splitlines()[-1]
+    assert last == "All: " + ", ".join(f"#{number}" for number in range(1, 39))
+    assert not sent.is_silent
+
+
+async def test_what_anyone_does_elsewhere_shows_in_the_message_at_once(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory, store: Store
+) -> None:
+    """By whichever way."""
+    await open_alerts(replace(SHORT, edit_every_s=600))
+    await put(error())
+    await aeventually(lambda: telegram.messages)
+    await store.write(groups.act, 1, Trigger.RESOLVE, by="token: full", via="api", now=clock.now())
+
+    await aeventually(lambda: "resolved by token: full (api)" in telegram.messages[0].text)
+
+
+async def test_a_mute_that_is_over_rings(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory, store: Store
+) -> None:
+    """Silence was wanted until then, not for ever."""
+    await open_alerts()
+    await put(error())
+    await aeventually(lambda: telegram.messages)
+    until = clock.now() + timedelta(seconds=0.3)
+    await store.write(groups.act, 1, Trigger.MUTE, by="@anna", via="api", now=clock.now(), until=until)
+
+    await aeventually(lambda: any("goes on after its mute" in sent.text for sent in telegram.messages))
+
+
+async def test_a_leader_that_stops_hands_over_at_once(open_alerts: Opener, store: Store, settings: Settings) -> None:
+    """And stops within five seconds."""
+    async with running(settings, store, limits=replace(SHORT, lease_ttl_s=60)) as first:
+        await aeventually(lambda: first.is_leader)
+        second = await open_alerts()
+        assert not second.is_leader
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+
+    await aeventually(lambda: second.is_leader, timeout_s=3)
+
+
+_LEADER = """
+import asyncio, sys
+from tocsin.alerts.console import Console
+from tocsin.alerts.limits import Limits
+from tocsin.alerts.scheduler import running
+from tocsin.settings import Settings
+from tocsin.store import open_store
+
+async def main():
+    async with running(
+        Settings(database_url=sys.argv[1]), open_store(sys.argv[1]), channels=[Console()], limits=Limits(lease_ttl_s=2)
+    ) as house:
+        while not house.is_leader:
+            await asyncio.sleep(0.01)
+        print("leads", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_leader_that_is_killed_is_followed(
+    database_url: str, open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
+) -> None:
+    """Its lease runs out; what it did not decide is decided by the next."""
+    arguments = [sys.executable, "-c", _LEADER, database_url]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONWARNINGS": "ignore"}) as worker:
+        assert worker.stdout is not None
+        try:
+            assert await asyncio.to_thread(worker.stdout.readline) == b"leads\n"
+            house = await open_alerts()
+            assert not house.is_leader
+        finally:
+            worker.send_signal(signal.SIGKILL)
+    await put(error())
+
+    await aeventually(lambda: telegram.messages, timeout_s=10)
+    assert house.is_leader
+
+
+async def test_a_database_that_goes_and_comes_back_is_lived_through(
+    postgres_server: PostgresServer,
+    settings: Settings,
+    telegram: TelegramStandIn,
+    error: ErrorFactory,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One line when it goes, one when it is back, and everything goes on; the bot says it meanwhile."""
+    store = open_store(postgres_server.url)
+    await migrate(store)
+    try:
+        async with running(settings, store, limits=SHORT) as house:
+            await aeventually(lambda: house.state()["bot"]["state"] == "listening")
+            postgres_server.stop(at_once=True)
+            await aeventually(lambda: house.state()["database"] == "away")
+            await aeventually(lambda: not house.is_leader)
+            postgres_server.start()
+            await aeventually(lambda: house.is_leader and house.state()["database"] == "connected", timeout_s=20)
+            await store.write(errors.write_batch, Batch(entries=[error()]), clock.now())
+            await aeventually(lambda: telegram.messages)
+            telegram.say("/resolve 1", chat_id=ANNA, user_id=ANNA)
+            await aeventually(lambda: any("#1 is resolved" in sent.text for sent in telegram.messages))
+    finally:
+        await store.close()
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tocsin: the database")]
+    assert [line.split("database is ")[1].split()[0].strip(",") for line in said] == ["away", "back"]
+
+
+async def test_alerts_start_while_the_database_is_not_there_yet(
+    settings: Settings, tmp_path: Any, telegram: TelegramStandIn, error: ErrorFactory
+) -> None:
+    """A server may be migrating, or be restarted beside its database."""
+    store = open_store(f"sqlite:///{tmp_path}/later.db")
+    try:
+        async with running(settings, store, limits=SHORT) as house:
+            await aeventually(lambda: house.state()["database"] == "away")
+            await migrate(store)
+            await store.write(errors.write_batch, Batch(entries=[error()]), clock.now())
+            await aeventually(lambda: telegram.messages)
+    finally:
+        await store.close()
+
+
+async def test_the_console_prints_alerts_and_what_people_do(store: Store, error: ErrorFactory) -> None:
+    """The channel of those who have no other."""
+    out = io.StringIO()
+    chosen = Settings(database_url="sqlite:///unused", check_interval_s=0.1)
+    async with running(chosen, store, channels=[Console(out)], limits=SHORT):
+        await store.write(errors.write_batch, Batch(entries=[error()]), clock.now())
+        await aeventually(lambda: "HIGH #1 new" in out.getvalue())
+        await store.write(groups.act, 1, Trigger.RESOLVE, by="root", via="cli", now=clock.now())
+        await aeventually(lambda: "#1 ✅ resolved by root (cli)" in out.getvalue())
+    assert out.getvalue().count("resolved by") == 1
+
+
+async def test_a_wake_up_comes_from_any_thread(store: Store, error: ErrorFactory) -> None:
+    """The exporter has a thread of its own, and no patience to wait for the next look."""
+    out = io.StringIO()
+    chosen = Settings(database_url="sqlite:///unused")
+    async with running(chosen, store, channels=[Console(out)], limits=replace(SHORT, look_s=600)) as house:
+        await aeventually(lambda: house.is_leader)
+        await store.write(errors.write_batch, Batch(entries=[error()]), clock.now())
+        await asyncio.to_thread(house.wake)
+        await aeventually(lambda: "HIGH #1 new" in out.getvalue())
+    house.wake()
+
+
+async def test_a_test_message_says_for_each_chat_whether_it_arrived(
+    settings: Settings, store: Store, telegram: TelegramStandIn
+) -> None:
+    """What `tocsin test-alert` prints."""
+    assert await send_test(settings, store) == [("telegram", "17", None)]
+    assert "this is a test" in telegram.messages[0].text
+
+    telegram.refuse(403, "Forbidden: bot was blocked by the user")
+    [(_, _, problem)] = await send_test(settings, store)
+    assert problem is not None and "blocked" in problem
+
+
+async def test_health_sees_who_leads_and_what_waits(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory, store: Store
+) -> None:
+    """Read ahead, so that it answers while the database is away."""
+    house = await open_alerts()
+    await put(error())
+    await aeventually(lambda: telegram.messages)
+
+    await aeventually(lambda: house.state()["channels"] and house.state()["channels"][0]["last_ok_at"])
+    state = house.state()
+    assert state["leader"] is True
+    assert state["leader_id"] == await store.read(leases.holder, "alerts")
+    assert state["oldest_pending_s"] is None

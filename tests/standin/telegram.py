@@ -80,16 +80,16 @@ class _Markup(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in _TAGS:
-            raise Broken(400, f"Bad Request: can't parse entities: Unsupported start tag \"{tag}\"")
+            raise Broken(400, f'Bad Request: can\'t parse entities: Unsupported start tag "{tag}"')
         if self.open and self.open[-1] in _ALONE and not (self.open[-1] == "pre" and tag == "code"):
             raise Broken(400, "Bad Request: can't parse entities: a tag within code")
         if attrs and not (tag == "a" and [name for name, _ in attrs] == ["href"]):
-            raise Broken(400, f"Bad Request: can't parse entities: attributes of \"{tag}\"")
+            raise Broken(400, f'Bad Request: can\'t parse entities: attributes of "{tag}"')
         self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if not self.open or self.open.pop() != tag:
-            raise Broken(400, f"Bad Request: can't parse entities: unexpected end tag \"{tag}\"")
+            raise Broken(400, f'Bad Request: can\'t parse entities: unexpected end tag "{tag}"')
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -110,7 +110,7 @@ def plain_text(raw: str) -> str:
     for tag in _TAGS:
         bare = bare.replace(f"</{tag}>", "")
     if bare.count("<") != sum(bare.count(f"<{tag}>") for tag in _TAGS) + bare.count('<a href="'):
-        raise Broken(400, "Bad Request: can't parse entities: a lone \"<\"")
+        raise Broken(400, 'Bad Request: can\'t parse entities: a lone "<"')
     markup = _Markup()
     markup.feed(raw)
     markup.close()
@@ -262,6 +262,10 @@ class TelegramStandIn:
         """Do what is asked, then cut the connection instead of answering."""
         self._switch(drop=times)
 
+    def stall(self, times: int = 1) -> None:
+        """Do what is asked, then never answer."""
+        self._switch(stall=times)
+
     def refuse(self, code: int = 403, description: str = "Forbidden: bot was blocked by the user") -> None:
         """Refuse every send and edit."""
         self._switch(refuse=[code, description])
@@ -306,6 +310,9 @@ class TelegramStandIn:
     def _answer(self, method: str, values: dict[str, Any]) -> dict[str, Any] | None:
         if method == "getMe":
             return {"ok": True, "result": BOT}
+        if method == "getChat":
+            self._misbehave(values)
+            return {"ok": True, "result": _full_chat(int(values["chat_id"]))}
         if method == "getUpdates":
             return self._get_updates(values)
         if method in ("deleteWebhook", "setMyCommands"):
@@ -322,6 +329,10 @@ class TelegramStandIn:
                 return None
             self._misbehave(values)
             answer = self._send(values) if method == "sendMessage" else self._edit(values)
+            self._changed.notify_all()
+            if self._take("stall"):
+                self._changed.wait_for(lambda: self._switches.get("closed"), 60)
+                return None
             return None if self._take("drop") else answer
         raise Broken(404, "Not Found: method not found")
 
@@ -335,9 +346,7 @@ class TelegramStandIn:
         if self._switches.get("markup") and values.get("parse_mode"):
             raise Broken(400, "Bad Request: can't parse entities: told to")
         if (moved := self._switches.get("migrate")) and int(values.get("chat_id", 0)) == moved[0]:
-            raise Broken(
-                400, "Bad Request: group chat was upgraded to a supergroup chat", migrate_to_chat_id=moved[1]
-            )
+            raise Broken(400, "Bad Request: group chat was upgraded to a supergroup chat", migrate_to_chat_id=moved[1])
 
     def _take(self, name: str) -> bool:
         """Use up one of a switch's times."""
@@ -463,6 +472,12 @@ def _keyboard(values: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 def _labels(keyboard: list[list[dict[str, Any]]]) -> str:
     return " ".join(f"[{button['text']}]" for row in keyboard for button in row)
+
+
+def _full_chat(chat_id: int) -> dict[str, Any]:
+    gifts = ("unlimited_gifts", "limited_gifts", "unique_gifts", "premium_subscription", "gifts_from_channels")
+    more = {"accent_color_id": 0, "max_reaction_count": 11, "accepted_gift_types": dict.fromkeys(gifts, True)}
+    return _chat(chat_id, None) | more
 
 
 def _chat(chat_id: int, chat_type: str | None) -> dict[str, Any]:

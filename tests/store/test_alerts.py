@@ -13,7 +13,7 @@ from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.failures import BadInput
 from tocsin.model import Severity
-from tocsin.store import Store, alerts, schema
+from tocsin.store import Store, alerts, leases, schema
 from tocsin.store.alerts import Claim
 
 CHAT = ("telegram", "17")
@@ -23,7 +23,7 @@ async def add(store: Store, *targets: tuple[str, str], severity: Severity = Seve
     """Write an alert about nothing, with its deliveries."""
 
     def work(connection: Any) -> str:
-        now = clock.now()
+        now = leases.database_now(connection)
         alert_id = alerts.add_alert(connection, reason="test", severity=severity, now=now)
         assert alert_id is not None
         alerts.add_deliveries(connection, alert_id, targets or [CHAT], priority=severity.rank, now=now)
@@ -175,6 +175,16 @@ async def test_a_target_that_refuses_is_left_alone_until_it_may_have_been_mended
     [state] = await store.read(alerts.states)
     assert (state.parked_reason, state.last_error) == (None, None)
     assert state.last_ok_at is not None
+
+
+async def test_what_waits_for_a_chat_that_is_not_set_up_any_more_is_given_up(store: Store) -> None:
+    """Else it would wait for ever, and health with it."""
+    alert_id = await add(store, ("telegram", "99"))
+    await add(store)
+
+    assert await store.write(alerts.give_up, [CHAT], clock.now() - timedelta(hours=1)) == 0
+    assert await store.write(alerts.give_up, [CHAT], clock.now() + timedelta(seconds=1)) == 1
+    assert (await delivery(store, alert_id)).state == "failed"
 
 
 async def test_a_chat_that_moved_is_found_under_its_new_id(store: Store) -> None:

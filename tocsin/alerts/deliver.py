@@ -47,6 +47,8 @@ class Deliverer:
         for channel, target in await self._store.read(alerts.due_targets, list(self._channels)):
             if self._stopping or (channel, target) in self._going:
                 continue
+            if target not in self._channels[channel].targets:  # a chat that was taken off the list hears nothing
+                continue
             task = asyncio.create_task(self._serve(channel, target), name=f"tocsin-deliver-{channel}")
             self._going[channel, target] = task
             task.add_done_callback(partial(self._ended, (channel, target)))

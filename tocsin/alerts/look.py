@@ -29,9 +29,7 @@ class Looked:
     acted: bool = False  #                                   somebody changed a group: rows may wait to be settled
 
 
-def look(
-    connection: Connection, settings: Settings, limits: Limits, targets: Sequence[tuple[str, str]]
-) -> Looked:
+def look(connection: Connection, settings: Settings, limits: Limits, targets: Sequence[tuple[str, str]]) -> Looked:
     """
     Decide on every marked group.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -16,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -135,6 +136,8 @@ class Alerts:
     def start(self) -> None:
         """Start all loops; nothing is waited for."""
         self._loop = asyncio.get_running_loop()
+        # It would warn of every round that is left out while the database is away.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
         for name, once in (
             ("lease", self._keep_lease),
             ("look", self._look),
@@ -143,7 +146,7 @@ class Alerts:
         ):
             self._tasks.append(self._keep(name, once))
         self._tasks.append(self._keep("listen", lambda: self._store.listen(self._look_now)))
-        self._tasks.append(self._keep("unpark", self._unpark))
+        self._tasks.append(self._keep("tidy", self._tidy))
         self._timer.add_job(
             self._timed, "interval", seconds=self._settings.check_interval_s, id="timed", next_run_time=clock.now()
         )
@@ -246,8 +249,14 @@ class Alerts:
             }
             await asyncio.sleep(self._limits.snapshot_s)
 
-    async def _unpark(self) -> None:
+    async def _tidy(self) -> None:
+        """Ask refusing targets again after a start, and let go of what waits for those not set up any more."""
         await self._store.write(alerts.unpark, [channel.name for channel in self._channels])
+        while True:
+            if self.is_leader:
+                before = clock.now() - timedelta(seconds=self._limits.forget_s)
+                await self._store.write(alerts.give_up, self._targets, before)
+            await asyncio.sleep(self._limits.forget_s / 4)
 
     async def _timed(self) -> None:
         """What waits for time. Digest, reminders and retention find their place beside it."""
@@ -318,9 +327,7 @@ async def send_test(
     moved: dict[tuple[str, str], str] = {}
     with contextlib.suppress(StoreAway):
         moved = {
-            (state.channel, state.target): state.moved_to
-            for state in await store.read(alerts.states)
-            if state.moved_to
+            (state.channel, state.target): state.moved_to for state in await store.read(alerts.states) if state.moved_to
         }
     for channel in own if channels is None else channels:
         for target in channel.targets:
@@ -346,6 +353,4 @@ def test_message(settings: Settings) -> Message:
         environment=None,
         details={},
     )
-    return replace(
-        messages.render(alerts.Subject(alert=alert, groups=[]), settings, clock.now()), is_silent=False
-    )
+    return replace(messages.render(alerts.Subject(alert=alert, groups=[]), settings, clock.now()), is_silent=False)

@@ -89,7 +89,7 @@ class Api:
 
     def __init__(self, settings: Settings, *, poll_s: float = 25.0) -> None:
         # These write whole addresses, and the token is a part of each.
-        for name in ("httpx", "httpcore"):
+        for name in ("httpx", "httpcore", "telegram"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._settings = settings
         proxy = settings.telegram_proxy
@@ -308,10 +308,18 @@ class Listener:
                 offset = update.update_id + 1
 
     async def _handle(self, update: Update) -> None:
-        if update.callback_query is not None:
-            await self._pressed(update, update.callback_query)
-        elif update.message is not None:
-            await self._said(update, update.message)
+        query, message = update.callback_query, update.message
+        try:
+            if query is not None:
+                await self._pressed(update, query)
+            elif message is not None:
+                await self._said(update, message)
+        except StoreAway:
+            if query is not None:
+                await self._channel.answer(query.id, self._texts("bot.away"))
+            elif message is not None and message.chat.id in self._settings.telegram_chat_ids:
+                away = messages.say(self._texts("bot.away"))
+                await self._channel.send(str(message.chat.id), away, answer_to=message.message_id)
 
     async def _said(self, update: Update, message: Incoming) -> None:
         if message.migrate_to_chat_id is not None and message.chat.id in self._settings.telegram_chat_ids:
@@ -403,7 +411,7 @@ class Listener:
         try:
             done = await self._store.write(work)
         except StoreAway:
-            return messages.say(self._texts("bot.away"))
+            raise
         except Exception as problem:
             note("a bot command", problem)
             return messages.say(self._texts("bot.failed"))
@@ -462,13 +470,9 @@ def _sender_of(message: Incoming) -> Sender:
         chat_id=message.chat.id,
         chat_type=message.chat.type,
         name=_name_of(user) if user else "",
-        is_anonymous=any(
-            (message.sender_chat, message.forward_origin, message.via_bot, user and user.is_bot)
-        ),
+        is_anonymous=any((message.sender_chat, message.forward_origin, message.via_bot, user and user.is_bot)),
     )
 
 
 def _name_of(user: User) -> str:
     return f"@{user.username}" if user.username else user.full_name
-
-

@@ -8,7 +8,7 @@ and then may be said twice. Times that replicas compare come from the database's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -316,9 +316,7 @@ def add_deliveries(
 def add_fold(connection: Connection, *, severity: Severity, now: datetime) -> Fold:
     """Write an alert for many groups; `add_to_fold` names them."""
     fold = Fold(id=uuid7(), severity=severity, created_at=now, last_at=now, group_ids=[])
-    connection.execute(
-        alerts.insert().values(id=fold.id, created_at=now, reason="fold", severity=severity, details={})
-    )
+    connection.execute(alerts.insert().values(id=fold.id, created_at=now, reason="fold", severity=severity, details={}))
     return fold
 
 
@@ -553,6 +551,21 @@ def unpark(connection: Connection, channels: Sequence[str]) -> None:
     )
 
 
+def give_up(connection: Connection, targets: Collection[tuple[str, str]], before: datetime) -> int:
+    """Fail what has waited since `before` for a target that is not set up any more; returns how many."""
+    waits = and_(deliveries.c.state.in_(("pending", "sending")), deliveries.c.created_at < before)
+    found = connection.execute(select(deliveries.c.channel, deliveries.c.target).where(waits).distinct()).all()
+    return sum(
+        connection.execute(
+            update(deliveries)
+            .where(waits, deliveries.c.channel == channel, deliveries.c.target == target)
+            .values(state="failed", last_error="this target is not set up any more")
+        ).rowcount
+        for channel, target in found
+        if (channel, target) not in targets
+    )
+
+
 def _unless_wanted_since(claim: Claim) -> Any:
     """NULL, but a wish that came while the edit was on its way stays."""
     return func.nullif(deliveries.c.edit_wanted_at, literal(claim.edit_wanted_at, deliveries.c.edit_wanted_at.type))
@@ -682,9 +695,7 @@ def list_alerts(
         wanted = wanted.where(
             or_(alerts.c.created_at < moment, and_(alerts.c.created_at == moment, alerts.c.id < alert_id))
         )
-    rows = connection.execute(
-        wanted.order_by(alerts.c.created_at.desc(), alerts.c.id.desc()).limit(limit + 1)
-    ).all()
+    rows = connection.execute(wanted.order_by(alerts.c.created_at.desc(), alerts.c.id.desc()).limit(limit + 1)).all()
     more, rows = len(rows) > limit, rows[:limit]
     listed = {row.id: ListedAlert(alert=_alert(row), number=row.number) for row in rows}
     for row in connection.execute(
@@ -735,9 +746,7 @@ def overview(connection: Connection, now: datetime) -> Overview:
         select(func.coalesce(func.sum(error_logs.c.count), 0)).where(error_logs.c.timestamp > now - timedelta(hours=1))
     ).scalar_one()
     alive = connection.execute(
-        select(func.count()).where(
-            instances.c.ended_at.is_(None), instances.c.last_seen > now - timedelta(minutes=2)
-        )
+        select(func.count()).where(instances.c.ended_at.is_(None), instances.c.last_seen > now - timedelta(minutes=2))
     ).scalar_one()
     return Overview(
         open_groups={Severity(severity): count for severity, count in by_severity},
