@@ -95,9 +95,10 @@ async def running(
         house.is_shutting_down = True
         stop.set()
         _, late = await asyncio.wait({behind}, timeout=_CLOSE_S)
-        for task in (*late, *house.behind):
+        left = {*late, *house.behind} | ({house.probe} if house.probe else set())
+        for task in left:
             task.cancel()
-        await asyncio.gather(behind, *house.behind, return_exceptions=True)
+        await asyncio.gather(behind, *left, return_exceptions=True)
         await store.close()
 
 

@@ -299,3 +299,12 @@ async def test_the_way_to_the_page(client: httpx.AsyncClient) -> None:
     for path in ("/", f"{PAGE}/"):
         answer = await client.get(path)
         assert (answer.status_code, answer.headers["location"]) == (303, PAGE)
+
+
+async def test_a_browser_gets_a_page_where_nothing_is(stranger: httpx.AsyncClient) -> None:
+    """Programs get JSON."""
+    page = await stranger.get(f"{PAGE}/nope", headers={"accept": "text/html,*/*"})
+
+    assert page.status_code == 404
+    assert page.headers["content-type"].startswith("text/html")
+    assert "no such path" in page.text

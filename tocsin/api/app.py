@@ -67,4 +67,5 @@ async def _refuse(request: Request, problem: Exception) -> Response:
     """What no route answers: an unknown path, a method that a path does not have."""
     assert isinstance(problem, HTTPException)
     texts: Mapping[int, str] = {404: "there is no such path", 405: f"{request.method[:20]} is not possible here"}
-    return failure(request, problem.status_code, texts.get(problem.status_code, problem.detail), problem.headers or {})
+    fail = views.failure if "text/html" in request.headers.get("accept", "") else failure  # a person at a browser
+    return fail(request, problem.status_code, texts.get(problem.status_code, problem.detail), problem.headers or {})

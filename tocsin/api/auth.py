@@ -338,7 +338,7 @@ async def login_address(store: Store, settings: Settings, base_url: str) -> str:
     Args:
         base_url: where the server is reached: ``http://127.0.0.1:4318``; empty for the public address.
     """
-    code = await store.write(credentials.make_code, rights=Right.FULL, label="log-in address", now=clock.now())
+    code = await store.write(credentials.make_code, rights=Right.FULL, label="admin", now=clock.now())
     return f"{(base_url or settings.public_url or '').rstrip('/')}{LOGIN}?code={code}"
 
 

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tocsin.api.inputs import BODY_LIMIT
 from tocsin.failures import BadInput, NotFound, SchemaMismatch, StoreAway
 from tocsin.lifecycle import IllegalTransition
 from tocsin.settings import Settings
@@ -120,6 +121,7 @@ class Call:
     body: Mapping[str, Any] | None = None  #                     schema of a JSON body, which may be left out
     gives: Mapping[str, Any] = field(default_factory=dict)  #    properties of the JSON answer
     also: Mapping[int, str] = field(default_factory=dict)  #     further statuses, and when
+    body_limit: int = BODY_LIMIT
     is_page: bool = False  #                                     answers in HTML, failures too
 
 
@@ -152,12 +154,20 @@ def _endpoint(
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 request.state.caller = await authorize(request, house, call)
+                _refuse_large(request, call.body_limit)
                 return await call.run(request, house)
         except Exception as problem:
             status, text, headers = _meaning(problem)
             return fail(request, status, text, headers)
 
     return endpoint
+
+
+def _refuse_large(request: Request, limit: int) -> None:
+    """Refuse a body that says itself that it is too long, whether or not the call would read it."""
+    length = request.headers.get("content-length", "0")
+    if not length.isdigit() or int(length[:18]) > limit:
+        raise HTTPException(413, f"the body is longer than {limit} bytes", {"connection": "close"})
 
 
 def _meaning(problem: Exception) -> tuple[int, str, Mapping[str, str]]:
