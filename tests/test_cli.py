@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -14,13 +15,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import ErrorFactory
+from tests.standin.telegram import TOKEN, TelegramStandIn
 from tests.waiting import eventually
 from tocsin import cli, clock
+from tocsin.api import create_app
 from tocsin.lifecycle import Status
 from tocsin.model import Batch, ErrorRecord, Severity
+from tocsin.settings import Settings
 from tocsin.store import audit, groups, open_store
 from tocsin.store.errors import write_batch
 
@@ -125,6 +130,36 @@ def test_errors_as_json_have_the_shape_of_the_api(tocsin: Tocsin, stored: Stored
     assert found["count"] == 1
     assert found["errors"][0]["id"] == one.id
     assert found["errors"][0]["timestamp"] == "2026-03-14T09:26:53.589Z"
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        (("errors",), "/errors"),
+        (("errors", "--severity", "high", "--limit", "1"), "/errors?severity=high&limit=1"),
+        (("errors", "--groups"), "/groups"),
+        (("show", "1"), "/groups/1"),
+        (("stats", "--hours", "3"), "/errors/stats?hours=3"),
+        (("alerts",), "/alerts"),
+    ],
+)
+def test_json_is_what_the_api_answers(
+    command: tuple[str, ...], path: str, tocsin: Tocsin, stored: Stored, here: str, error: ErrorFactory
+) -> None:
+    """Key for key, value for value."""
+    stored(error("KeyError", context={"http.route": "/orders"}), error("ValueError", timestamp=clock.now()))
+
+    assert tocsin(*command, "--json").json == asyncio.run(answer_of_the_api(here, path))
+
+
+async def answer_of_the_api(database_url: str, path: str) -> Any:
+    store = open_store(database_url)
+    app = create_app(Settings(database_url=database_url, token="full-access"), store=store)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as api:
+        answer = await api.get(f"/api/debug{path}", headers={"Authorization": "Bearer full-access"})
+    await store.close()
+    assert answer.status_code == 200
+    return answer.json()
 
 
 def test_a_list_goes_on_where_it_ended(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
@@ -499,6 +534,112 @@ def test_check_knows_an_api_of_telegram_that_is_away(
     assert "cannot be reached" in telegram["what"]
     assert "TOCSIN_TELEGRAM_PROXY" in telegram["mend"]
     assert "AAsecret" not in answer.out
+
+
+ANNA, TEAM = 17, -100123
+
+
+@pytest.fixture
+def telegram(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TelegramStandIn]:
+    """A Telegram that the settings lead to, with a bot and no chat yet."""
+    with TelegramStandIn() as api:
+        monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+        monkeypatch.setenv("TOCSIN_TELEGRAM_API_URL", api.api_url)
+        monkeypatch.setenv("TOCSIN_TELEGRAM_TOKEN", TOKEN)
+        yield api
+
+
+def telegram_lines(answer: Answer) -> list[str]:
+    return [line for line in answer.out.splitlines() if " telegram: " in line]
+
+
+def test_check_asks_the_bot_for_its_name_and_its_chats_and_sends_nothing(
+    tocsin: Tocsin, telegram: TelegramStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_TELEGRAM_CHAT_IDS", f"{ANNA},{TEAM}")
+
+    answer = tocsin("check")
+
+    assert answer.code == 0, answer.out
+    name, anna, team = telegram_lines(answer)
+    assert name == "ok   telegram: the bot is @tocsin_test_bot"
+    assert anna.startswith(f"ok   telegram: chat {ANNA}")
+    assert team.startswith(f"ok   telegram: chat {TEAM}")
+    assert telegram.messages == []
+
+
+def test_check_knows_a_bot_without_chats(tocsin: Tocsin, telegram: TelegramStandIn) -> None:
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert telegram_lines(answer)[1].startswith("FAIL telegram: no chat gets alerts; run `tocsin setup telegram`")
+
+
+def test_check_knows_a_chat_that_the_bot_is_not_in(
+    tocsin: Tocsin, telegram: TelegramStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_TELEGRAM_CHAT_IDS", str(TEAM))
+    telegram.refuse(400, "Bad Request: chat not found")
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert f"FAIL telegram: chat {TEAM}" in answer.out
+    assert "add @tocsin_test_bot to it" in answer.out
+
+
+def test_check_knows_a_wrong_token(tocsin: Tocsin, telegram: TelegramStandIn) -> None:
+    telegram.token = "another"
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    (line,) = telegram_lines(answer)
+    assert line.startswith("FAIL telegram: Telegram does not know the bot's token")
+    assert "@BotFather" in line
+
+
+def test_setup_writes_chat_and_person_into_the_env_file(
+    tocsin: Tocsin, telegram: TelegramStandIn, tmp_path: Path
+) -> None:
+    """Other lines stay, and nobody else can read it."""
+    (tmp_path / ".env").write_text("# of the service\nSHOP_KEY=x\nTOCSIN_TELEGRAM_CHAT_IDS=5\n")
+    telegram.say("/start", chat_id=ANNA, user_id=ANNA)
+
+    answer = tocsin("setup", "telegram")
+
+    assert answer.code == 0, answer.err
+    assert (tmp_path / ".env").read_text().splitlines() == [
+        "# of the service",
+        "SHOP_KEY=x",
+        "TOCSIN_TELEGRAM_CHAT_IDS=5,17",
+        "TOCSIN_TELEGRAM_USER_IDS=17",
+    ]
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    assert [message.chat_id for message in telegram.messages] == [ANNA]
+
+
+def test_setup_needs_a_token_first(tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+
+    answer = tocsin("setup", "telegram")
+
+    assert (answer.code, "set TOCSIN_TELEGRAM_TOKEN first" in answer.err) == (2, True)
+
+
+def test_a_test_alert_reaches_every_chat_and_names_those_that_refuse(
+    tocsin: Tocsin, telegram: TelegramStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_TELEGRAM_CHAT_IDS", f"{ANNA},{TEAM}")
+
+    fine = tocsin("test-alert")
+    telegram.refuse()
+    bad = tocsin("test-alert")
+
+    assert (fine.code, fine.out.splitlines()) == (0, [f"ok   telegram {ANNA}", f"ok   telegram {TEAM}"])
+    assert {message.chat_id for message in telegram.messages} == {ANNA, TEAM}
+    assert bad.code == 1
+    assert bad.out.count("FAIL telegram") == 2
 
 
 def test_check_names_what_is_wrong_with_the_settings(

@@ -24,7 +24,7 @@ from tocsin.store import Store, leases, migrate, open_store, queries
 from tocsin.store.engine import SqliteStore
 
 if TYPE_CHECKING:
-    from telegram import Bot, ChatFullInfo
+    from telegram import Bot
 
     from tocsin.alerts.telegram import Api
 
@@ -244,17 +244,21 @@ async def _asked(api: Api, settings: Settings) -> list[Finding]:
         findings.append(Finding("telegram", "FAIL", "no chat gets alerts", _NO_CHAT))
     for chat_id in settings.telegram_chat_ids:
         try:
-            chat = await api.call(partial(_chat, chat_id))
+            name = await api.call(partial(_name_of_chat, chat_id))
         except TocsinError as problem:
             mend = f"add @{me.username} to it, or write to it once"
             findings.append(Finding("telegram", "FAIL", f"chat {chat_id}: {problem}", mend))
         else:
-            findings.append(Finding("telegram", "ok", f"chat {chat_id}: {chat.effective_name or chat.type}"))
+            findings.append(Finding("telegram", "ok", f"chat {chat_id}: {name}"))
     return findings
 
 
-async def _chat(chat_id: int, bot: Bot) -> ChatFullInfo:
-    return await bot.get_chat(chat_id, read_timeout=_ASK_S)
+async def _name_of_chat(chat_id: int, bot: Bot) -> str:
+    try:
+        chat = await bot.get_chat(chat_id, read_timeout=_ASK_S)
+    except TypeError:  # a Bot API server of another age leaves out what the library wants; the chat is there
+        return "there"
+    return chat.effective_name or chat.type
 
 
 _ASK_S = 4.0
