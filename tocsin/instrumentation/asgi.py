@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 from tocsin.contained import contained
 from tocsin.instrumentation import state
-from tocsin.instrumentation.context import SEEN, Scope, current_scope
+from tocsin.instrumentation.context import SEEN, Scope, current_scope, route_of
 from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
@@ -23,8 +25,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_INSIDE: Final = "tocsin.inside"
 
 
 class TocsinMiddleware:
@@ -40,7 +40,7 @@ class TocsinMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _watching_lifespan(send))
             return
         status = 0
 
@@ -55,7 +55,7 @@ class TocsinMiddleware:
             await self.app(scope, receive, watching)
             if status >= 500:
                 _note_status(scope, status)
-        except Exception as exc:
+        except BaseException as exc:  # what is no error is told by capture
             _note_exception(exc, status or 500)
             raise
         finally:
@@ -68,15 +68,32 @@ def _note_exception(exc: BaseException, status: int) -> None:
         capture.see(Sighting(exc, mechanism="asgi", handled=False, status=status))
 
 
+def _watching_lifespan(send: Send) -> Send:
+    """See what keeps an application from starting: frameworks tell the server a text, and keep the exception."""
+
+    async def watching(message: Message) -> None:
+        exc = sys.exc_info()[1] if message["type"].endswith(".failed") else None
+        if exc is None or state.current is None:
+            await send(message)
+            return
+        severity = Severity.CRITICAL if message["type"] == "lifespan.startup.failed" else Severity.HIGH
+        state.current.see(Sighting(exc, mechanism="asgi", handled=False, severity=severity))
+        with quiet():  # the server logs the text
+            await send(message)
+
+    return watching
+
+
 def _note_status(scope: Scope, status: int) -> None:
     """A response that says the server failed, with no exception that anyone saw."""
     capture = state.current
     if capture is None or scope.get(SEEN):
         return
-    route = getattr(scope.get("route"), "path", None) or scope.get("path", "")
-    method = scope.get("method", "")
-    text, place = f"{method} {route} answered {status}", f"{method} {route}"
-    capture.see(Sighting(text, mechanism="asgi", handled=False, status=status, place=place))
+    with contained("reading a request"):
+        place = f"{scope.get('method', '')} {route_of(scope) or scope.get('path', '')}"
+        capture.see(
+            Sighting(f"{place} answered {status}", mechanism="asgi", handled=False, status=status, place=place)
+        )
 
 
 def install() -> None:

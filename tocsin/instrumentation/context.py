@@ -81,15 +81,25 @@ class context:  # noqa: N801  (reads as a statement: `with tocsin.context(user_i
         self.__exit__(kind, exc, tb)
 
 
+_dict_of: Final[Callable[[BaseException], dict[str, Any]]] = BaseException.__dict__["__dict__"].__get__
+
+
+class _Travelling(dict[str, Any]):
+    """Facts on an exception; left out when it is pickled or copied, since they may be no data."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, ()
+
+
 def attach(exc: BaseException, facts: Mapping[str, Any]) -> None:
     """Let facts travel with an exception; what it carries already comes from further inside and stays."""
     carried = attributes_of(exc)
-    carried[_ON_EXCEPTION] = {**facts, **(carried.get(_ON_EXCEPTION) or {})}
+    carried[_ON_EXCEPTION] = _Travelling({**facts, **(carried.get(_ON_EXCEPTION) or {})})
 
 
 def attributes_of(exc: BaseException) -> dict[str, Any]:
     """The exception's own ``__dict__``, past whatever its class does to attribute access."""
-    return object.__getattribute__(exc, "__dict__")  # type: ignore[no-any-return]
+    return _dict_of(exc)
 
 
 def facts_of(exc: BaseException | None) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def request_attributes(scope: Scope, status: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if scope.get("type") == "http":
         found[semconv.HTTP_METHOD] = clean(str(scope.get("method", "")), 20)
-    if route := _route(scope):
+    if route := route_of(scope):
         found[semconv.HTTP_ROUTE] = clean(route, 500)
     found[semconv.URL_PATH] = clean(scrub_text(str(scope.get("root_path", "")) + _path(scope)), 1000)
     found[semconv.URL_SCHEME] = str(scope.get("scheme", ""))
@@ -134,16 +144,23 @@ def _path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root) else path
 
 
-def _route(scope: Scope) -> str | None:
+def route_of(scope: Scope) -> str | None:
     """The route's template; frameworks of Starlette's family leave the route that matched in the scope."""
     route = scope.get("route")
+    # FastAPI since 0.13x keeps what `include_router` adds, such as a prefix, beside the route.
+    included = (scope.get("fastapi") or {}).get("effective_route_context")
+    if included is not None and getattr(included, "original_route", None) is route:
+        route = included
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
     if not isinstance(template, str):
         return None
-    prefix = scope.get("root_path", "") if route is not None else ""
-    app_root = scope.get("app_root_path", "")
-    if isinstance(prefix, str) and isinstance(app_root, str) and prefix.startswith(app_root):
-        prefix = prefix[len(app_root) :]  # what is left was added by mounts
+    if hasattr(route, "routes"):
+        template = ""  # a mount, whose path is in the root path by now
+    prefix = str(scope.get("root_path", ""))
+    prefix = prefix.removeprefix(str(scope.get("app_root_path", "")))  # what is left was added by mounts
+    for name, value in (scope.get("path_params") or {}).items():
+        if f"{{{name}}}" not in template:
+            prefix = f"{prefix}/".replace(f"/{value}/", f"/{{{name}}}/", 1)[:-1]
     return f"{prefix}{template}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tocsin.contained import contained
 from tocsin.instrumentation import stacks, state
-from tocsin.instrumentation.context import current_scope
+from tocsin.instrumentation.context import current_facts, current_scope
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.state import Sighting
@@ -93,13 +93,13 @@ def _patch_loop(kind: Any) -> None:
 
 
 def _patch_create_task(kind: Any) -> None:
-    """A task's context cannot be asked for before Python 3.12; keep it, for tasks of a request only."""
+    """A task's context cannot be asked for before Python 3.12; keep it, where there is anything in it."""
     original = kind.create_task
 
     @functools.wraps(original)
     def create_task(self: Any, coro: Any, **options: Any) -> Any:
         task = original(self, coro, **options)
-        if current_scope.get() is not None:
+        if current_scope.get() is not None or current_facts.get() is not None:
             with contained("keeping a task's context"):
                 task._tocsin_context = options.get("context") or contextvars.copy_context()
         return task

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from tocsin import semconv
 from tocsin.contained import contained
-from tocsin.exporter.scrub import scrub_value
 from tocsin.instrumentation import stacks, state
 from tocsin.instrumentation.state import Sighting
 
@@ -22,6 +21,7 @@ LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical":
 
 # Ours, and what reports an exception that another hook has seen or will see.
 _LEFT_OUT: Final = ("tocsin", "opentelemetry")
+_ECHOES: Final = {("uvicorn.error", "Application startup failed. Exiting.")}
 
 
 class _Quiet(threading.local):
@@ -75,6 +75,8 @@ def _note(record: logging.LogRecord) -> None:
     name = record.name
     if capture is None or _quiet.depth or name.partition(".")[0] in _LEFT_OUT:
         return
+    if type(record.msg) is str and (name, record.msg) in _ECHOES:
+        return
     exc_info = record.exc_info if isinstance(record.exc_info, tuple) else (None, None, None)
     exc = exc_info[1]
     attributes: dict[str, Any] = {
@@ -95,15 +97,14 @@ def _note(record: logging.LogRecord) -> None:
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        return stacks.tidy(record.getMessage())
-    except Exception:
-        return stacks.tidy(f"{record.msg!s:.1000} (its arguments do not fit)")
+        return stacks.tidy(str.__str__(record.getMessage()))
+    except BaseException:  # a line whose arguments do not fit, or raise whatever they like
+        return stacks.tidy(f"{record.msg if type(record.msg) is str else '<a message>'} (its arguments do not fit)")
 
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any] | None:
-    """What was passed as ``extra=``."""
-    found = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-    return scrub_value(found) if found else None
+    """What was passed as ``extra=``; scrubbed when it is written."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD} or None

@@ -28,6 +28,17 @@ except ImportError:  # only `opentelemetry-instrument` loads the instrumentor, a
 _ERROR_NUMBER = 17  # OpenTelemetry logs data model: ERROR
 
 
+# The exporters of a provider are closed at exit, and bring the last of what they hold. Python runs what
+# was registered last first, and a provider is made after this module is loaded for it.
+start.register_at_exit()
+
+
+def _start() -> None:
+    """As the environment says, unless the program has started tocsin its own way."""
+    if state.current is None:
+        start.init()
+
+
 class TocsinInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """`tocsin.init` as OpenTelemetry's launcher calls it."""
 
@@ -36,7 +47,7 @@ class TocsinInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return []
 
     def _instrument(self, **options: Any) -> None:
-        start.init()
+        _start()
 
     def _uninstrument(self, **options: Any) -> None:
         start.shutdown()
@@ -46,7 +57,7 @@ class TocsinSpanExporter(SpanExporter):
     """Takes the exceptions out of spans; spans themselves are not kept."""
 
     def __init__(self) -> None:
-        start.init()
+        _start()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Record each ``exception`` event of some spans."""
@@ -69,7 +80,7 @@ class TocsinLogExporter(LogRecordExporter):
     """Takes errors out of log records: those with an exception, and those of severity ERROR and above."""
 
     def __init__(self) -> None:
-        start.init()
+        _start()
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Record the errors among some log records."""

@@ -182,10 +182,12 @@ def _summary(entry: TracebackType) -> traceback.FrameSummary:
     )
 
 
+_SEAM: Final = "\n\0\n"
+
+
 def _tidy_all(texts: list[str]) -> list[str]:
     """Texts scrubbed and cleaned, in one go where that is the same: each search for secrets has its price."""
-    together = scrub_text("\0".join(texts))
-    apart = together.split("\0")
+    apart = scrub_text(_SEAM.join(texts)).split(_SEAM)
     if len(apart) != len(texts):  # something reached across the seams
         apart = [scrub_text(text) for text in texts]
     return [text if text.isascii() and "\x1b" not in text else clean(text, 4000) for text in apart]
@@ -244,8 +246,8 @@ def safe_message(exc: BaseException) -> str:
 
 
 def tidy(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Cut, cleaned, scrubbed."""
-    return clean(scrub_text(shorten(text, limit)), limit)
+    """Scrubbed, cut, cleaned; in this order, since half a secret has no shape."""
+    return clean(scrub_text(text), limit)
 
 
 def stack_text(exc: BaseException, message: str, tb: TracebackType | None, key: Key) -> str:

@@ -46,7 +46,8 @@ def init(service: str | None = None, **arguments: Any) -> None:
         settings, found = Settings.load_leniently(service=service, **arguments)
         problems[:] = found
         for problem in found:
-            _say(problem)
+            if problem not in _said_by_run():
+                _say(problem)
         if settings == _started and state.current is not None:
             return
         _stop(EXIT_TIMEOUT_S)
@@ -71,21 +72,28 @@ def flush(timeout_s: float = EXIT_TIMEOUT_S) -> bool:
 
 
 def _start(settings: Settings) -> None:
-    global _started, _registered
+    global _started
     scrub.hide(settings.secrets())
+    asked = settings
     if not settings.service or not settings.release:
         settings = settings.with_names(service_name(sys.orig_argv), git_release())
     state.settings = settings
     state.current = _open(settings)
     if state.current is None:
         return
-    _started = settings
+    _started = asked
     hooks.install()
     logs.install()
     context.install()
     asgi.install()
     if settings.traces:
         _provide_traces()
+    register_at_exit()
+
+
+def register_at_exit() -> None:
+    """Store what is left when the process ends, and begin anew in forked children; once."""
+    global _registered
     if not _registered:
         _registered = True
         atexit.register(_at_exit)
@@ -166,6 +174,11 @@ def _provide_traces() -> None:
 
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             trace.set_tracer_provider(TracerProvider())
+
+
+def _said_by_run() -> list[str]:
+    """What `tocsin run` said at the start of this program already."""
+    return Settings.load_leniently()[1] if os.environ.get("TOCSIN_RUN") else []
 
 
 def _say(text: str) -> None:
