@@ -266,7 +266,7 @@ def test_ten_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str
     processes = [context.Process(target=_migrate_for, args=arguments) for _ in range(10)]
     for process in processes:
         process.start()
-    results = [answers.get(timeout=60) for _ in processes]
+    results = [answers.get(timeout=120) for _ in processes]
     for process in processes:
         process.join(30)
 
@@ -388,7 +388,7 @@ def _migrate_for(url: str, together: Any, answers: Any) -> None:
     said: list[str] = []
     try:
         store = open_store(url)
-        together.wait(60)
+        together.wait(120)
         asyncio.run(_migrate_in_loop(store, said)) if store.dialect == "postgresql" else migrate.migrate_now(
             store, said.append
         )
