@@ -29,10 +29,11 @@ from tocsin.text import clean
 Say = Callable[[str], None]
 Background = Callable[[Settings], AbstractContextManager[object]]
 
-FINISH_REQUESTS_S = 4
+FINISH_REQUESTS_S = 3
 """How long requests may go on after a stop was asked for."""
 
-_CLOSE_S = 5.0
+_CLOSE_S = 4.0
+_FINISH_WORK_S = 1.0
 _LONGEST_PAUSE_S = 2.0
 
 
@@ -94,11 +95,10 @@ async def running(
     finally:
         house.is_shutting_down = True
         stop.set()
-        _, late = await asyncio.wait({behind}, timeout=_CLOSE_S)
-        left = {*late, *house.behind} | ({house.probe} if house.probe else set())
-        for task in left:
-            task.cancel()
-        await asyncio.gather(behind, *left, return_exceptions=True)
+        await asyncio.wait({behind}, timeout=_CLOSE_S)
+        behind.cancel()
+        await asyncio.gather(behind, return_exceptions=True)
+        await house.finish(_FINISH_WORK_S)
         await store.close()
 
 

@@ -37,8 +37,10 @@ def client_of(
 
 
 @pytest.fixture
-def app(store: Store) -> Starlette:
-    return create_app(settings_with(), store=store)
+async def app(store: Store) -> AsyncIterator[Starlette]:
+    made = create_app(settings_with(), store=store)
+    yield made
+    await made.state.house.finish(5)
 
 
 @pytest.fixture

@@ -368,8 +368,10 @@ async def test_an_act_wakes_the_alerts(store: Store, put: Put) -> None:
     """So that the message in the chat says at once who did it."""
     await put()
     ringing = Ringing()
-    async with client_of(create_app(settings_with(), store=store, alerts=ringing), token=TOKENS["full"]) as client:
+    app = create_app(settings_with(), store=store, alerts=ringing)
+    async with client_of(app, token=TOKENS["full"]) as client:
         await client.post(f"{API}/groups/1/resolve")
+    await app.state.house.finish(5)
 
     assert ringing.woken == 1
 

@@ -17,6 +17,8 @@ from tocsin.api.guard import Guard
 from tocsin.settings import Settings
 from tocsin.store import Store
 
+_FINISH_S = 2.0
+
 CALLS = (*debug.CALLS, *auth.CALLS, *dashboard.CALLS)
 
 
@@ -45,8 +47,7 @@ def create_app(
         try:
             yield
         finally:
-            for task in tuple(house.behind):
-                task.cancel()
+            await house.finish(_FINISH_S)
             if store is None and house.opened is not None:
                 await house.opened.close()
 

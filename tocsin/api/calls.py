@@ -69,6 +69,16 @@ class House:
             self.opened = open_store(self.settings.database_url)
         return self.opened
 
+    async def finish(self, timeout_s: float) -> None:
+        """Let the work behind the answers end, or end it: the store is closed next."""
+        left = {*self.behind} | ({self.probe} if self.probe else set())
+        if not left:
+            return
+        _, late = await asyncio.wait(left, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
