@@ -104,7 +104,7 @@ def test_the_story_is_told_and_what_it_prints_works(demo: Start) -> None:
         "count 300",
         "#1 ✅ resolved",
         "status resolved",
-        "#1 is back after it was resolved",
+        "#1 regressed: back after it was resolved",
         "count 2",
     ]
     places = [said.find(part) for part in story]

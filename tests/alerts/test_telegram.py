@@ -79,7 +79,7 @@ async def test_the_same_error_after_a_resolve_rings_as_a_regression(
     await answer(telegram)
     await put(error(timestamp=clock.now()))
 
-    await aeventually(lambda: any("is back after it was resolved" in sent.text for sent in telegram.messages))
+    await aeventually(lambda: any("back after it was resolved" in sent.text for sent in telegram.messages))
 
 
 @pytest.mark.parametrize(

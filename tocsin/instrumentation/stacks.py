@@ -24,6 +24,17 @@ from typing import Any, Final
 
 from tocsin.exporter.classify import qualified
 from tocsin.exporter.frames import in_app
+from tocsin.exporter.raw import (
+    attributes_of,
+    cause_of,
+    context_of,
+    is_context_suppressed,
+    members_of,
+    module_of,
+    mro_of,
+    qualname_of,
+    traceback_of,
+)
 from tocsin.exporter.scrub import scrub_text
 from tocsin.text import MESSAGE_LIMIT, STACK_LIMIT, clean, shorten
 
@@ -42,7 +53,8 @@ class Link:
     codes: tuple[CodeType, ...]  # kept alive, so that no other code can get their ids
     text: str  #                   "Traceback (most recent call last):\n  File …", scrubbed
     frames_json: str  #            a JSON list, scrubbed
-    hint: str = ""  #              ". Did you mean: 'x'?", which Python works out slowly
+    kind: type[BaseException]  #   kept alive as well
+    hint: tuple[str, str] | None = None  # for which message; ". Did you mean: 'x'?", worked out slowly
 
 
 @dataclass(slots=True)
@@ -55,7 +67,8 @@ class _Spot:
     json: str
 
 
-_links: dict[tuple[type[BaseException], Key], Link] = {}
+# Classes are known by their ids: a metaclass may refuse to be hashed or compared.
+_links: dict[tuple[int, Key], Link] = {}
 _spots: dict[tuple[int, int], _Spot] = {}
 
 
@@ -74,7 +87,7 @@ def key_of(tb: TracebackType | None) -> Key:
 
 def link_of(exc: BaseException, tb: TracebackType | None, key: Key) -> Link:
     """The cached part of one exception's text; made at first sight."""
-    full_key = (type(exc), key)
+    full_key = (id(type(exc)), key)
     link = _links.get(full_key)
     if link is None:
         link = _make_link(exc, tb)
@@ -127,7 +140,7 @@ def _make_link(exc: BaseException, tb: TracebackType | None) -> Link:
         codes=tuple(spot.code for spot in spots),
         text=shorten("".join(texts), STACK_LIMIT),
         frames_json=f"[{','.join(spot.json for spot in spots)}]",
-        hint=_hint(exc),
+        kind=type(exc),
     )
 
 
@@ -207,18 +220,19 @@ def _as_json(frame: FrameType, line: int, text: str) -> str:
     )
 
 
-def _hint(exc: BaseException) -> str:
+def _hint(exc: BaseException, message: str, link: Link) -> str:
     """What Python adds to the message of a NameError, AttributeError or ImportError."""
-    if not isinstance(exc, (NameError, AttributeError, ImportError)):
+    if not issubclass(type(exc), (NameError, AttributeError, ImportError)):
         return ""
-    try:
-        shown = "".join(
-            traceback.TracebackException(type(exc), exc, exc.__traceback__, limit=1).format_exception_only()
-        )
-        head, found, tail = shown.rstrip("\n").rpartition(". Did you mean")
-    except Exception:
-        return ""
-    return scrub_text(found + tail) if head and found else ""
+    if link.hint is None or link.hint[0] != message:
+        found = tail = ""
+        try:
+            shown = traceback.TracebackException(type(exc), exc, traceback_of(exc), limit=1).format_exception_only()
+            head, found, tail = "".join(shown).rstrip("\n").rpartition(". Did you mean")
+        except BaseException:  # it looks into the user's objects
+            head = ""
+        link.hint = (message, scrub_text(found + tail) if head and found else "")
+    return link.hint[1]
 
 
 @lru_cache(maxsize=4096)
@@ -238,8 +252,6 @@ def safe_message(exc: BaseException) -> str:
         if type(text) is not str:
             text = str.__str__(text)
         return tidy(text)
-    except RecursionError:
-        return "<exception str() failed>"
     except BaseException:
         # It is the exception's own code that raised: nobody asked for this interrupt or exit.
         return "<exception str() failed>"
@@ -259,18 +271,45 @@ def stack_text(exc: BaseException, message: str, tb: TracebackType | None, key: 
         tb: where its stack begins; the frames of whoever reports it where it was never raised.
         key: of `tb`.
     """
-    if isinstance(exc, BaseExceptionGroup):
-        return _group_text(exc)
-    link = link_of(exc, tb, key)
-    own = link.text + _last_line(exc, message, link.hint)
-    if exc.__cause__ is None and (exc.__context__ is None or exc.__suppress_context__):
-        return shorten(own, STACK_LIMIT)
-    parts = [own]
-    for before, connective in _chain(exc):
-        link = link_of(before, before.__traceback__, key_of(before.__traceback__))
-        parts.append(connective)
-        parts.append(link.text + _last_line(before, safe_message(before), link.hint))
-    return shorten("".join(reversed(parts)), STACK_LIMIT)
+    if not _is_group(exc) and cause_of(exc) is None and context_of(exc) is None:
+        link = link_of(exc, tb, key)
+        return shorten(link.text + _last_line(exc, message, link), STACK_LIMIT)
+    return shorten(_whole_text(exc, message, link_of(exc, tb, key), _Drawing()), STACK_LIMIT)
+
+
+@dataclass(slots=True)
+class _Drawing:
+    """How deep a text is within groups, whether the innermost is to be closed, how much may still be shown."""
+
+    depth: int = 0
+    is_open: bool = False
+    left: int = 200
+
+    def indent(self) -> str:
+        return "  " * self.depth
+
+    def indented(self, text: str) -> str:
+        if self.depth == 0:
+            return text
+        margin = f"{self.indent()}| "
+        return "".join(margin + line for line in text.splitlines(keepends=True))
+
+
+def _whole_text(exc: BaseException, message: str, link: Link, drawing: _Drawing) -> str:
+    """One exception after what led to it."""
+    chain = _chain(exc)
+    drawing.left -= len(chain)
+    text = ""
+    for before, connective in reversed(chain):
+        tb = traceback_of(before)
+        text += _own_text(before, safe_message(before), link_of(before, tb, key_of(tb)), drawing)
+        text += drawing.indented(connective)
+    return text + _own_text(exc, message, link, drawing)
+
+
+def _own_text(exc: BaseException, message: str, link: Link, drawing: _Drawing) -> str:
+    own = link.text + _last_line(exc, message, link)
+    return _group_text(exc, own, drawing) if _is_group(exc) else drawing.indented(own)
 
 
 _BY_CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -282,13 +321,10 @@ def _chain(exc: BaseException) -> list[tuple[BaseException, str]]:
     found: list[tuple[BaseException, str]] = []
     seen = {id(exc)}
     while len(found) < MAX_LINKS:
-        if exc.__cause__ is not None:
-            before, connective = exc.__cause__, _BY_CAUSE
-        elif exc.__context__ is not None and not exc.__suppress_context__:
-            before, connective = exc.__context__, _BY_CONTEXT
-        else:
-            break
-        if id(before) in seen:
+        before, connective = cause_of(exc), _BY_CAUSE
+        if before is None and not is_context_suppressed(exc):
+            before, connective = context_of(exc), _BY_CONTEXT
+        if before is None or id(before) in seen:
             break
         seen.add(id(before))
         found.append((before, connective))
@@ -301,52 +337,100 @@ def causes_of(exc: BaseException) -> list[BaseException]:
     return [before for before, _ in _chain(exc)]
 
 
-def _last_line(exc: BaseException, message: str, hint: str) -> str:
-    if isinstance(exc, SyntaxError):
+def _last_line(exc: BaseException, message: str, link: Link) -> str:
+    name = _shown_type(type(exc))
+    if issubclass(type(exc), SyntaxError):
         try:
             return tidy("".join(traceback.format_exception_only(exc)))
-        except Exception:
-            return f"{_shown_type(type(exc))}: {message}\n"
-    name = _shown_type(type(exc))
-    text = f"{name}: {message}{hint}\n" if message else f"{name}\n"
-    notes = getattr(exc, "__notes__", None) if "__notes__" in _dict_of(exc) else None
-    if isinstance(notes, list):
+        except BaseException:  # its attributes may be anything
+            return f"{name}: {message}\n"
+    text = f"{name}: {message}{_hint(exc, message, link)}\n" if message else f"{name}\n"
+    notes = attributes_of(exc).get("__notes__")
+    if type(notes) is list:
         for note in notes[:20]:
-            text += (tidy(note, 2000) if isinstance(note, str) else "<note>") + "\n"
+            text += (tidy(note, 2000) if type(note) is str else "<a note that is no text>") + "\n"
     return text
 
 
-def _dict_of(exc: BaseException) -> dict[str, Any]:
-    """The exception's attributes, past whatever its class does to attribute access."""
-    return object.__getattribute__(exc, "__dict__")  # type: ignore[no-any-return]
+# As Python's traceback module has them.
+_MAX_WIDTH: Final = 15
+_MAX_DEPTH: Final = 10
 
 
-def _group_text(exc: BaseException) -> str:
-    try:
-        lines = traceback.TracebackException.from_exception(exc, limit=50, max_group_width=15, max_group_depth=10)
-        text = "".join(lines.format())
-    except Exception:
-        text = f"{_shown_type(type(exc))}: {safe_message(exc)}\n"
-    return tidy(text, STACK_LIMIT)
+def _is_group(exc: BaseException) -> bool:
+    return issubclass(type(exc), BaseExceptionGroup)  # isinstance would ask the object as well
+
+
+def _group_text(exc: BaseException, own: str, drawing: _Drawing) -> str:
+    """A group and its members as `traceback` draws them, which would format a hundred thousand to show fifteen."""
+    if drawing.depth > _MAX_DEPTH:
+        return drawing.indented(f"... (max_group_depth is {_MAX_DEPTH})\n")
+    is_top = drawing.depth == 0
+    drawing.depth += is_top
+    if own.startswith("Traceback"):
+        text = drawing.indented(f"Exception Group {own}")
+        text = text.replace("|", "+", 1) if is_top else text
+    else:
+        text = drawing.indented(own)
+    members = members_of(exc)
+    shown = members[: max(min(_MAX_WIDTH, drawing.left), 0)]
+    more = len(members) - len(shown)
+    drawing.left -= len(shown)
+    drawing.is_open = False
+    for position in range(len(shown) + bool(more)):
+        is_cut = position == len(shown)
+        drawing.is_open = position == len(shown) + bool(more) - 1
+        head = "..." if is_cut else str(position + 1)
+        text += f"{drawing.indent()}{'  ' if position else '+-'}+---------------- {head} ----------------\n"
+        drawing.depth += 1
+        if is_cut:
+            text += drawing.indented(f"and {more} more exception{'s' if more > 1 else ''}\n")
+        else:
+            member, tb = shown[position], traceback_of(shown[position])
+            text += _whole_text(member, safe_message(member), link_of(member, tb, key_of(tb)), drawing)
+        if drawing.is_open:
+            text += f"{drawing.indent()}+------------------------------------\n"
+            drawing.is_open = False
+        drawing.depth -= 1
+    drawing.depth -= is_top
+    return text
+
+
+def leaves_of(exc: BaseException) -> list[BaseException]:
+    """The first members of a group, and of the groups in it."""
+    waiting, found = [exc] if _is_group(exc) else [], []
+    while waiting and len(found) < MAX_LINKS:
+        one = waiting.pop(0)
+        if _is_group(one):
+            waiting += members_of(one)[:MAX_LINKS]
+        else:
+            found.append(one)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
+    kind: type[BaseException]  # kept alive
     shown: str  #              as tracebacks have it
     all: tuple[str, ...]  #    qualified, of the type and its bases
 
 
-_names: dict[type[BaseException], _Names] = {}
+_names: dict[int, _Names] = {}
 
 
 def _names_of(kind: type[BaseException]) -> _Names:
-    found = _names.get(kind)
+    found = _names.get(id(kind))
     if found is None:
-        is_bare = kind.__module__ in {"builtins", "__main__"}
-        shown = kind.__qualname__ if is_bare else f"{kind.__module__}.{kind.__qualname__}"
-        bases = tuple(clean(qualified(base), 300) for base in kind.__mro__ if base not in {BaseException, object})
+        module, name = module_of(kind), qualname_of(kind)
+        if type(module) is not str:
+            shown = f"<unknown>.{name}"
+        else:
+            shown = name if module in {"builtins", "__main__"} else f"{module}.{name}"
+        bases = tuple(
+            clean(qualified(base), 300) for base in mro_of(kind) if base is not BaseException and base is not object
+        )
         make_room(_names, _CACHE)
-        found = _names[kind] = _Names(clean(shown, 300), bases or (clean(qualified(kind), 300),))
+        found = _names[id(kind)] = _Names(kind, clean(shown, 300), bases or (clean(qualified(kind), 300),))
     return found
 
 

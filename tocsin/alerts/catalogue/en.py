@@ -6,7 +6,7 @@ TEXTS = {
     "severity.medium": "MEDIUM",
     "severity.low": "LOW",
     "reason.new": "new",
-    "reason.regressed": "is back after it was resolved",
+    "reason.regressed": "regressed: back after it was resolved",
     "reason.critical": "has become critical",
     "reason.unmuted": "goes on after its mute",
     "reason.fold": "many at once",

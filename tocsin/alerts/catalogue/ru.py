@@ -6,7 +6,7 @@ TEXTS = {
     "severity.medium": "СРЕДНЕ",
     "severity.low": "МЕЛОЧЬ",
     "reason.new": "новая",
-    "reason.regressed": "снова после решения",
+    "reason.regressed": "регрессия: снова после решения",
     "reason.critical": "стала критичной",
     "reason.unmuted": "продолжается после тишины",
     "reason.fold": "много сразу",
