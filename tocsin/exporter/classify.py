@@ -7,11 +7,22 @@ Redis counts as ``queue``: the services that tocsin watches keep their jobs in i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 
+from tocsin.exporter.raw import (
+    cause_of,
+    context_of,
+    exit_code_of,
+    is_context_suppressed,
+    members_of,
+    module_of,
+    mro_of,
+    qualname_of,
+    traceback_of,
+)
 from tocsin.model import Severity
 
 _MOST_LINKS = 50
@@ -345,7 +356,7 @@ def is_error(exc: BaseException) -> bool:
     """
     for one in _members(exc):
         if issubclass(type(one), SystemExit):  # isinstance would ask the object too
-            code = _EXIT_CODE(one)
+            code = exit_code_of(one)
             if code is None or (isinstance(code, int) and code == 0):
                 continue
             return True
@@ -401,7 +412,7 @@ def evidence_of(
         types=types,
         cause_types=tuple(causes),
         message=message,
-        modules=_modules_of(_TRACEBACK(exc)) if modules is None else modules,
+        modules=_modules_of(traceback_of(exc)) if modules is None else modules,
         logger=logger,
         hosts=tuple(found_hosts),
         mechanism=mechanism,
@@ -414,8 +425,8 @@ def evidence_of(
 
 def qualified(kind: type) -> str:
     """The qualified name of a class, ``shop.errors.OutOfStock``; builtins bare."""
-    module: object = kind.__module__
-    name: object = kind.__qualname__
+    module: object = module_of(kind)
+    name: object = qualname_of(kind)
     if not isinstance(module, str) or not isinstance(name, str):  # a class may set them to anything
         return "unknown"
     return name if module == "builtins" else f"{module}.{name}"
@@ -570,25 +581,17 @@ def _is_host_below(host: str, value: str) -> bool:
 
 # Live exceptions
 
-# Read past the class of an exception, which may have properties of these names.
-_CAUSE: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
-_CONTEXT: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
-_IS_SUPPRESSED: Callable[[BaseException], bool] = vars(BaseException)["__suppress_context__"].__get__
-_EXIT_CODE: Callable[[BaseException], object] = vars(SystemExit)["code"].__get__
-_TRACEBACK: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
-_MEMBERS: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
-
-
-_names: dict[type, tuple[str, ...]] = {}
+_names: dict[int, tuple[type, tuple[str, ...]]] = {}
 
 
 def _names_of(kind: type) -> tuple[str, ...]:
-    names = _names.get(kind)
-    if names is None:
+    known = _names.get(id(kind))  # its metaclass may refuse to hash it
+    if known is None:
         if len(_names) >= 1024:  # a program may make classes without end
             _names.clear()
-        names = _names[kind] = tuple(qualified(one) for one in kind.__mro__ if one is not object)
-    return names
+        names = tuple(qualified(one) for one in mro_of(kind) if one is not object)
+        known = _names[id(kind)] = (kind, names)  # kept, so that no other class can get its id
+    return known[1]
 
 
 def _members(exc: BaseException) -> Iterator[BaseException]:
@@ -598,7 +601,7 @@ def _members(exc: BaseException) -> Iterator[BaseException]:
         one = waiting.pop()
         seen += 1
         if issubclass(type(one), BaseExceptionGroup):
-            waiting.extend(_MEMBERS(one))
+            waiting.extend(members_of(one))
         else:
             yield one
 
@@ -609,10 +612,10 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
     while waiting:
         one = waiting.pop(0)
         yield one
-        cause = _CAUSE(one)
-        if cause is None and not _IS_SUPPRESSED(one):
-            cause = _CONTEXT(one)
-        members = _MEMBERS(one) if issubclass(type(one), BaseExceptionGroup) else ()
+        cause = cause_of(one)
+        if cause is None and not is_context_suppressed(one):
+            cause = context_of(one)
+        members = members_of(one) if issubclass(type(one), BaseExceptionGroup) else ()
         for link in (cause, *members):
             if link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
                 seen.add(id(link))

@@ -91,9 +91,7 @@ def _note_status(scope: Scope, status: int) -> None:
         return
     with contained("reading a request"):
         place = f"{scope.get('method', '')} {route_of(scope) or scope.get('path', '')}"
-        capture.see(
-            Sighting(f"{place} answered {status}", mechanism="asgi", handled=False, status=status, place=place)
-        )
+        capture.see(Sighting(f"{place} answered {status}", mechanism="asgi", handled=False, status=status, place=place))
 
 
 def install() -> None:

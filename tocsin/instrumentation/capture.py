@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tocsin import clock, semconv
-from tocsin.contained import contained, own_threads
+from tocsin.contained import note, own_threads
 from tocsin.exporter import scrub
 from tocsin.exporter.classify import is_error
 from tocsin.exporter.drain import Drain
 from tocsin.exporter.fingerprint import template
+from tocsin.exporter.raw import attributes_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
 from tocsin.instrumentation import context, emit, stacks
@@ -69,7 +70,7 @@ class _Busy(threading.local):
 
     def __init__(self) -> None:
         self.is_capturing = False
-        self.deferred: deque[Sighting] = deque(maxlen=_DEFERRED)
+        self.deferred: deque[Sighting] = deque()
 
 
 class Capture:
@@ -95,18 +96,27 @@ class Capture:
         if busy.is_capturing:
             # A signal handler, a __del__ or a __str__ that logs: after the one under way.
             sighting.error_id = uuid7(sighting.time_ns)
-            busy.deferred.append(sighting)
+            if len(busy.deferred) == _DEFERRED:
+                self.spool.lose()
+            else:
+                busy.deferred.append(sighting)
             return sighting.error_id
         busy.is_capturing = True
-        error_id = None
         try:
-            with contained("capture"):
-                error_id = self._see(sighting)
+            error_id = self._see_or_lose(sighting)
             if busy.deferred:
                 self._see_deferred(busy)
         finally:
             busy.is_capturing = False
         return error_id
+
+    def _see_or_lose(self, sighting: Sighting) -> str | None:
+        try:
+            return self._see(sighting)
+        except Exception as problem:
+            note("capture", problem)
+            self.spool.lose()
+            return None
 
     def record(self, report: Report) -> str | None:
         """Record what someone else described; None where this process's own hooks have seen it already."""
@@ -150,32 +160,33 @@ class Capture:
         for _ in range(_DEFERRED):  # each may defer another
             if not busy.deferred:
                 break
-            with contained("capture"):
-                self._see(busy.deferred.popleft())
-        busy.deferred.clear()
+            self._see_or_lose(busy.deferred.popleft())
+        while busy.deferred:
+            busy.deferred.popleft()
+            self.spool.lose()
 
     def _see(self, sighting: Sighting) -> str | None:
         error = sighting.error
         scope = context.current_scope.get()
-        if isinstance(error, str):
+        if not isinstance(error, BaseException):
             key: Any = (sighting.logger, sighting.place, template(error[:300]))
             return self._admit(sighting, key, (), scope)
 
         if not is_error(error):
             return None
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
-        carried = context.attributes_of(error)
+        carried = attributes_of(error)
         mark = carried.get(_MARK)
         if mark is not None and _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
             return self._amend(sighting, mark, carried)
         if sighting.tb is None:
-            sighting.tb = error.__traceback__
+            sighting.tb = traceback_of(error)
         code_key = stacks.key_of(sighting.tb)
         if code_key:
-            key = (type(error), code_key)
+            key = (id(type(error)), code_key)
         else:  # never raised: it is told apart by who reports it
             frame = stacks.caller()
-            key = (type(error), frame and (id(frame.f_code), frame.f_lasti))
+            key = (id(type(error)), frame and (id(frame.f_code), frame.f_lasti))
         error_id = self._admit(sighting, key, code_key, scope)
         carried[_MARK] = (error_id, unit, _rank(sighting), sighting.handled)
         return error_id
@@ -252,7 +263,7 @@ class Capture:
             attributes[semconv.CONTEXT] = scrub.scrub_value(said)
         trace = context.trace_of(scope)
         if isinstance(error, BaseException) and sys.modules.get("opentelemetry.sdk") is not None:
-            self._remember((trace[0], type(error).__name__), message)
+            self._remember((trace[0], stacks.names_of(type(error))[0].rpartition(".")[2]), message)
         line = _line(
             error_id, sighting.time_ns, _severity_number(sighting), trace, message=message, attributes=attributes
         )
@@ -333,9 +344,10 @@ def _describe_exception(
     attributes[semconv.EXCEPTION_TYPE] = names[0]
     attributes[semconv.EXCEPTION_STACKTRACE] = stack
     causes = stacks.causes_of(error)
+    members = stacks.leaves_of(error)
     attributes[semconv.EXCEPTION_BASES] = {
         "own": names[:20],
-        "causes": [name for cause in causes for name in stacks.names_of(type(cause))][:100],
+        "causes": [name for cause in [*causes, *members] for name in stacks.names_of(type(cause))][:100],
     }
     if causes:
         attributes[semconv.CAUSES] = [
@@ -425,9 +437,14 @@ def _severity_number(sighting: Sighting) -> int:
 
 def _host_of(error: BaseException) -> str | None:
     """The host that a failed request was for, where an HTTP client's exception carries the request."""
-    carried = context.attributes_of(error)
-    request = carried.get("_request") or carried.get("request")
-    host = getattr(getattr(request, "url", None), "host", None)
+    carried = attributes_of(error)
+    request = carried.get("_request", carried.get("request"))
+    if request is None:
+        return None
+    try:
+        host = getattr(getattr(request, "url", None), "host", None)
+    except BaseException:  # any class may have something called request
+        return None
     return clean(host, 200) if isinstance(host, str) and host else None
 
 

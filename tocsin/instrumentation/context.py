@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from tocsin import semconv
+from tocsin.exporter.raw import attributes_of
 from tocsin.exporter.scrub import scrub_query, scrub_text, scrub_url, scrub_value
 from tocsin.text import clean
 
@@ -81,9 +82,6 @@ class context:  # noqa: N801  (reads as a statement: `with tocsin.context(user_i
         self.__exit__(kind, exc, tb)
 
 
-_dict_of: Final[Callable[[BaseException], dict[str, Any]]] = BaseException.__dict__["__dict__"].__get__
-
-
 class _Travelling(dict[str, Any]):
     """Facts on an exception; left out when it is pickled or copied, since they may be no data."""
 
@@ -95,11 +93,6 @@ def attach(exc: BaseException, facts: Mapping[str, Any]) -> None:
     """Let facts travel with an exception; what it carries already comes from further inside and stays."""
     carried = attributes_of(exc)
     carried[_ON_EXCEPTION] = _Travelling({**facts, **(carried.get(_ON_EXCEPTION) or {})})
-
-
-def attributes_of(exc: BaseException) -> dict[str, Any]:
-    """The exception's own ``__dict__``, past whatever its class does to attribute access."""
-    return _dict_of(exc)
 
 
 def facts_of(exc: BaseException | None) -> dict[str, Any]:

@@ -398,11 +398,12 @@ def _group_text(exc: BaseException, own: str, drawing: _Drawing) -> str:
 
 def leaves_of(exc: BaseException) -> list[BaseException]:
     """The first members of a group, and of the groups in it."""
-    waiting, found = [exc] if _is_group(exc) else [], []
+    waiting = [exc] if _is_group(exc) else []
+    found: list[BaseException] = []
     while waiting and len(found) < MAX_LINKS:
-        one = waiting.pop(0)
-        if _is_group(one):
-            waiting += members_of(one)[:MAX_LINKS]
+        one = waiting.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting += members_of(one)[:MAX_LINKS][::-1]
         else:
             found.append(one)
     return found
