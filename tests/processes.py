@@ -116,7 +116,7 @@ class Service:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self._address = ""
+        self.address = ""
 
     def __enter__(self) -> Service:
         def address() -> str | None:
@@ -125,7 +125,7 @@ class Service:
             return found[1] if found and "startup complete" in self.said() else None
 
         try:
-            self._address = eventually(address, 30) or ""
+            self.address = eventually(address, 30) or ""
         except BaseException:
             self.process.kill()
             raise
@@ -140,7 +140,7 @@ class Service:
 
     def get(self, path: str, *, trace_id: str | None = None, **headers: str) -> int:
         """The status that it answers a request with."""
-        request = urllib.request.Request(self._address + path)
+        request = urllib.request.Request(self.address + path)
         if trace_id is not None:
             request.add_header("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01")
         for name, value in headers.items():
