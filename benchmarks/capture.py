@@ -109,7 +109,9 @@ def _others(module: Any) -> list[tuple[str, float]]:
     provider = LoggerProvider()
     provider.add_log_record_processor(SimpleLogRecordProcessor(InMemoryLogRecordExporter()))
     logger = provider.get_logger("bench")
-    rows.append(("OpenTelemetry, emit(exception=…)", _median_us(lambda error: logger.emit(exception=error), _errors(module))))
+    rows.append(
+        ("OpenTelemetry, emit(exception=…)", _median_us(lambda error: logger.emit(exception=error), _errors(module)))
+    )
     try:
         import sentry_sdk
         from sentry_sdk.transport import Transport

@@ -63,16 +63,18 @@ def measure(url: str, errors: int) -> tuple[list[float], list[tuple[float, ...]]
                 for number in range(errors):
                     kind = f"Error{number:04}"
                     raised, went_on = service.raise_(kind)
-                    arrived = telegram.wait_for(
-                        lambda stand_in, kind=kind: next(  # type: ignore[misc]
-                            (sent.at for sent in stand_in.messages if kind in sent.text), None
-                        ),
-                        20,
-                    )
+                    arrived = _arrival(telegram, kind)
                     totals.append(arrived - raised)
                     stored, decided = (moment - offset for moment in _moments(url, kind))
                     steps.append((went_on - raised, stored - went_on, decided - stored, arrived - decided))
     return totals, steps
+
+
+def _arrival(telegram: TelegramStandIn, kind: str) -> float:
+    def at(stand_in: TelegramStandIn) -> float:
+        return next((sent.at for sent in stand_in.messages if kind in sent.text), 0.0)
+
+    return telegram.wait_for(at, 20)
 
 
 def _moments(url: str, kind: str) -> tuple[float, float]:

@@ -36,7 +36,7 @@ from tocsin import demo
 CHAT = 4242
 RESTARTS = 5
 
-FAILING = [
+FAILING: list[tuple[str, str, object]] = [
     ("POST", "/orders", {"customer": {}}),
     ("POST", "/orders/7/refund", None),
     ("POST", "/orders/7/pay", None),

@@ -48,5 +48,5 @@ def note(doing: str, exc: BaseException) -> None:
     try:
         text = f"tocsin: {doing} failed: {type(exc).__name__}: {exc}"
         sys.stderr.write(text.encode("ascii", "backslashreplace").decode().replace("\n", " ")[:500] + "\n")
-    except Exception:  # noqa: S110  (stderr may be closed; there is nowhere left to say it)
+    except Exception:  # (stderr may be closed; there is nowhere left to say it)
         pass

@@ -7,7 +7,6 @@ import os
 import random
 import time
 
-
 # A generator of our own: ids need not be secret, and a user's `random.seed` must not repeat them.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)

@@ -167,7 +167,7 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Where this user's tocsin keeps its files: the XDG state folder, else one in the temporary folder."""
     if base := environ.get("XDG_STATE_HOME"):
         return Path(base) / "tocsin"
-    home = environ.get("HOME") or os.path.expanduser("~")
+    home = environ.get("HOME") or str(Path("~").expanduser())
     if home and os.access(home, os.W_OK):
         return Path(home) / ".local" / "state" / "tocsin"
     return Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}"
