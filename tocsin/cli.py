@@ -685,7 +685,7 @@ def _all() -> tuple[argparse.ArgumentParser, Iterable[str]]:
     one = add(
         "mute", mute, "groups: no ring for a while", "tocsin mute 42", "tocsin mute 42 43 2h", "tocsin mute 42 1d"
     )
-    _add_groups(one)
+    _add_groups(one, then=", then for how long: 2h")
     one.add_argument("--for", dest="span", type=_span, default=timedelta(hours=1), metavar="TIME", help="default: 1h")
     _add_json(one)
 
@@ -714,8 +714,8 @@ def _group_number(value: str) -> int:
     return _number(value)
 
 
-def _add_groups(one: argparse.ArgumentParser) -> None:
-    one.add_argument("groups", nargs="+", metavar="N", help="numbers of groups, and ranges: 42 43 50-60")
+def _add_groups(one: argparse.ArgumentParser, then: str = "") -> None:
+    one.add_argument("groups", nargs="+", metavar="N", help=f"numbers of groups, and ranges: 42 43 50-60{then}")
 
 
 def _add_where(one: argparse.ArgumentParser) -> None:
