@@ -744,3 +744,17 @@ def environment(folder: Path, database_url: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOCSIN_", "OTEL_"))}
     kept |= {"TOCSIN_DATABASE_URL": database_url, "TOCSIN_SPOOL_DIR": str(folder / "spool")}
     return kept | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.mark.gate
+def test_check_does_not_wait_for_a_database_that_says_nothing(tmp_path: Path) -> None:
+    """A firewall that swallows everything is the case in which people need an answer most."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+
+        ended = shell(tmp_path, f"postgresql://tocsin@127.0.0.1:{silent.getsockname()[1]}/tocsin", "check")
+
+    assert ended.returncode == 1
+    assert "FAIL database" in ended.stdout
+    assert "ok   spool" in ended.stdout
