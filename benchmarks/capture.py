@@ -107,7 +107,7 @@ def _others(module: Any) -> list[tuple[str, float]]:
 
     rows = []
     provider = LoggerProvider()
-    provider.add_log_record_processor(SimpleLogRecordProcessor(InMemoryLogRecordExporter()))
+    provider.add_log_record_processor(SimpleLogRecordProcessor(InMemoryLogRecordExporter()))  # type: ignore[no-untyped-call]
     logger = provider.get_logger("bench")
     rows.append(
         ("OpenTelemetry, emit(exception=…)", _median_us(lambda error: logger.emit(exception=error), _errors(module)))

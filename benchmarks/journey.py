@@ -46,7 +46,8 @@ def main() -> None:
 
 def measure(url: str, errors: int) -> tuple[list[float], list[tuple[float, ...]]]:
     """The whole time of each error, and its steps, in seconds."""
-    totals, steps = [], []
+    totals: list[float] = []
+    steps: list[tuple[float, ...]] = []
     with tempfile.TemporaryDirectory() as folder, TelegramStandIn() as telegram:
         settings = {
             "TOCSIN_DATABASE_URL": url,

@@ -185,7 +185,8 @@ def test_one_poisoned_error_does_not_hold_up_its_neighbours(postgres_url: str, t
     with drained(postgres_url, tmp_path / "spool") as (spool, drain):
         for number in range(9):
             spool.append(error_line(f"m{number}"))
-        spool.append(error_line("bad", **{"tocsin.context": {"key": "a\0b"}}))
+        context: Any = {"tocsin.context": {"key": "a\0b"}}
+        spool.append(error_line("bad", **context))
         drain.wake()
         eventually(lambda: drain.stored == 10)
 
