@@ -33,6 +33,10 @@ _CONSUMED = {
 }
 
 
+# Only a log line's number is a level; elsewhere WARN says no more than that an exception was handled.
+_LOG_LINES = ("logging", "log record", "overflow")
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Whose lines they are: the first line of a segment, as values."""
@@ -122,7 +126,7 @@ def _error(
             mechanism=mechanism,
             handled=handled,
             status_code=attributes.get(semconv.HTTP_STATUS),
-            level=_level(content.get("severity_number")),
+            level=_level(content.get("severity_number")) if mechanism in _LOG_LINES else None,
             exit=bool(attributes.get(semconv.EXIT)),
         ),
         own,

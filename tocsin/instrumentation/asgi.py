@@ -15,7 +15,7 @@ from typing import Any
 
 from tocsin.contained import contained
 from tocsin.instrumentation import state
-from tocsin.instrumentation.context import SEEN, Scope, current_scope, route_of
+from tocsin.instrumentation.context import SEEN, Scope, current_scope, link_scopes, root_of, route_of
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.state import Sighting
@@ -50,6 +50,9 @@ class TocsinMiddleware:
                 status = message["status"]
             return send(message)
 
+        outer = current_scope.get()
+        if outer is not None and outer is not scope:
+            link_scopes(scope, outer)
         token = current_scope.set(scope)
         try:
             await self.app(scope, receive, watching)
@@ -87,7 +90,7 @@ def _watching_lifespan(send: Send) -> Send:
 def _note_status(scope: Scope, status: int) -> None:
     """A response that says the server failed, with no exception that anyone saw."""
     capture = state.current
-    if capture is None or scope.get(SEEN):
+    if capture is None or root_of(scope).get(SEEN):
         return
     with contained("reading a request"):
         place = f"{scope.get('method', '')} {route_of(scope) or scope.get('path', '')}"

@@ -194,7 +194,7 @@ class Capture:
     def _admit(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
         """Write an error out in full, or count it when its place has written enough this second."""
         if scope is not None:
-            scope[context.SEEN] = True
+            context.root_of(scope)[context.SEEN] = True
         place = self._places.get(key)
         second = sighting.time_ns >> 30
         if not self._may_write(place, second):
@@ -257,8 +257,7 @@ class Capture:
         if sighting.attributes:
             attributes |= sighting.attributes
         said = context.facts_of(error if isinstance(error, BaseException) else None)
-        if sighting.facts:
-            said = {**said, **sighting.facts}
+        said |= context.as_facts(sighting.facts)
         if said:
             attributes[semconv.CONTEXT] = scrub.scrub_value(said)
         trace = context.trace_of(scope)
@@ -288,12 +287,12 @@ class Capture:
         if new_rank > rank:
             line["severity"] = list(Severity)[new_rank]
         if sighting.category:
-            line["category"] = sighting.category
+            line["category"] = _category(sighting.category)
         if was_handled and not sighting.handled:
             line["handled"] = False
             line["mechanism"] = sighting.mechanism
-        if sighting.facts:
-            line["context"] = scrub.scrub_value(dict(sighting.facts))
+        if facts := context.as_facts(sighting.facts):
+            line["context"] = scrub.scrub_value(facts)
         if line:
             carried[_MARK] = (error_id, unit, max(rank, new_rank), was_handled and sighting.handled)
             line |= {"v": VERSION, "kind": "amend", "error_id": error_id}
@@ -359,11 +358,15 @@ def _describe_exception(
     return frames_json
 
 
+def _category(said: object) -> str:
+    return clean(str(said), 40)
+
+
 def _describe_sighting(attributes: dict[str, Any], sighting: Sighting) -> None:
     if sighting.severity:
         attributes[semconv.SEVERITY] = sighting.severity
     if sighting.category:
-        attributes[semconv.CATEGORY] = clean(str(sighting.category), 40)
+        attributes[semconv.CATEGORY] = _category(sighting.category)
     if sighting.logger:
         attributes[semconv.LOGGER] = clean(sighting.logger, 200)
     if sighting.place:

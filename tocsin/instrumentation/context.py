@@ -28,6 +28,7 @@ current_facts: ContextVar[Mapping[str, Any] | None] = ContextVar("tocsin_facts",
 
 _ON_EXCEPTION: Final = "__tocsin_context__"
 _TRACE: Final = "tocsin.trace"
+_OUTER: Final = "tocsin.outer"
 SEEN: Final = "tocsin.seen"
 """Stands in the scope of a request in which an error was seen."""
 
@@ -93,6 +94,18 @@ def attach(exc: BaseException, facts: Mapping[str, Any]) -> None:
     """Let facts travel with an exception; what it carries already comes from further inside and stays."""
     carried = attributes_of(exc)
     carried[_ON_EXCEPTION] = _Travelling({**facts, **(carried.get(_ON_EXCEPTION) or {})})
+
+
+def as_facts(said: object) -> dict[str, Any]:
+    """What a caller gave as facts, which may be no mapping, or one that raises when it is read."""
+    if said is None:
+        return {}
+    try:
+        if isinstance(said, Mapping):
+            return dict(said)
+    except BaseException:  # foreign code, asked by us
+        return {"context": f"<{type(said).__name__} that cannot be read>"}
+    return {"context": said}
 
 
 def facts_of(exc: BaseException | None) -> dict[str, Any]:
@@ -167,6 +180,7 @@ def trace_of(scope: Scope | None) -> tuple[str | None, str | None]:
     ids = span_ids()
     if scope is None:
         return ids or (None, None)
+    scope = root_of(scope)
     known: tuple[str, str | None] | None = scope.get(_TRACE)
     if ids is not None:
         if known is None:
@@ -176,6 +190,20 @@ def trace_of(scope: Scope | None) -> tuple[str | None, str | None]:
         known = _from_header(scope) or (os.urandom(16).hex(), None)
         scope[_TRACE] = known
     return known
+
+
+def link_scopes(scope: Scope, outer: Scope) -> None:
+    """Let an application that was called with a copy of a scope belong to the same request."""
+    root = root_of(outer)
+    if _OUTER not in scope and root is not scope:  # roots only, or a circle could come of it
+        scope[_OUTER] = root
+
+
+def root_of(scope: Scope) -> Scope:
+    """The scope that the request came in with."""
+    while (outer := scope.get(_OUTER)) is not None:
+        scope = outer
+    return scope
 
 
 def span_ids() -> tuple[str, str] | None:

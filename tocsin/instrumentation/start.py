@@ -134,6 +134,8 @@ def _at_exit() -> None:
 
 def _after_fork() -> None:
     """In a forked child threads are gone and the files are the parent's: begin anew, at the first error."""
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
     own_threads.clear()
     inherited = state.current
     if isinstance(inherited, Capture):
