@@ -9,9 +9,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -75,7 +75,7 @@ def run_program(
     *,
     command: tuple[str, ...] = ("tocsin", "run", "--"),
     is_drained: bool = True,
-    **environ: str,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program to its end; what it could not store any more within its second is stored after it."""
     (folder / "program.py").write_text(code)

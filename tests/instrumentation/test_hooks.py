@@ -1,0 +1,222 @@
+"""The last words of programs, threads and tasks; and hooks that are good neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import tocsin
+from tests.instrumentation.conftest import Watched, hooks_in_place
+from tests.postgres import missing_part
+from tests.processes import rows_of, run_program
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the hook for threads that was there before tocsin gets."""
+    seen: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    return seen
+
+
+@pytest.fixture
+def threads(reported: list[Any], unwatched: Watched) -> Watched:
+    """tocsin, started after that hook, and ended before it is taken away."""
+    unwatched.init()
+    return unwatched
+
+
+def in_thread(exc: BaseException) -> None:
+    def work() -> None:
+        raise exc
+
+    thread = threading.Thread(target=work, name="worker")
+    thread.start()
+    thread.join()
+
+
+def test_a_thread_that_dies_is_an_error(threads: Watched, reported: list[Any]) -> None:
+    """And whoever heard of it before still does."""
+    in_thread(ValueError("no"))
+
+    row = threads.row()
+    assert (row.message, row.handled, row.mechanism, row.severity) == ("no", False, "threading", "high")
+    assert row.context["thread.name"] == "worker"
+    assert [args.exc_type for args in reported] == [ValueError]
+    reported.clear()
+
+
+@pytest.mark.parametrize("exc", [SystemExit(0), SystemExit(1), KeyboardInterrupt()])
+def test_a_thread_that_exits_is_no_error(exc: BaseException, threads: Watched, reported: list[Any]) -> None:
+    in_thread(exc)
+
+    assert threads.rows() == []
+    reported.clear()
+
+
+def run_loop(work: Any, loop_factory: Any = None) -> list[dict[str, Any]]:
+    """Run a coroutine to its end, and all that is forgotten in it; what asyncio reports."""
+    seen: list[dict[str, Any]] = []
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.get_loop().set_exception_handler(lambda loop, context: seen.append(context))
+        runner.run(work())
+        gc.collect()
+    return seen
+
+
+async def forget_a_task() -> None:
+    async def work() -> None:
+        raise LookupError("lost")
+
+    with tocsin.context(user_id="u7"):
+        asyncio.create_task(work(), name="forgotten")  # noqa: RUF006
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def cancel_a_task() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def catch_a_task() -> None:
+    async def work() -> None:
+        raise LookupError("lost")
+
+    await asyncio.gather(work(), return_exceptions=True)
+
+
+def test_a_task_that_nobody_awaits_is_an_error(watched: Watched) -> None:
+    """With the facts of where it was started; the program's own handler hears of it too."""
+    seen = run_loop(forget_a_task)
+
+    row = watched.row()
+    assert (row.message, row.mechanism, row.severity, row.handled) == ("lost", "asyncio", "high", False)
+    assert row.context["log.message"] == "Task exception was never retrieved"
+    assert row.context["user_id"] == "u7"
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("work", [cancel_a_task, catch_a_task])
+def test_a_task_that_is_cancelled_or_awaited_is_none(work: Any, watched: Watched) -> None:
+    run_loop(work)
+
+    assert watched.rows() == []
+
+
+def test_a_callback_that_raises_is_an_error_once(watched: Watched, capfd: pytest.CaptureFixture[str]) -> None:
+    """asyncio's own handler logs it, which is not another one."""
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+        await asyncio.sleep(0)
+
+    with asyncio.Runner() as runner:
+        runner.run(work())
+
+    assert (watched.row().exception_type, watched.row().count) == ("ZeroDivisionError", 1)
+
+
+def test_uvloop_is_watched_as_well(watched: Watched) -> None:
+    if importlib.util.find_spec("uvloop") is None:
+        missing_part("uvloop")
+    import uvloop
+
+    run_loop(forget_a_task, uvloop.new_event_loop)
+
+    assert watched.row().message == "lost"
+
+
+LAST_WORDS = {
+    "exception": ("raise ValueError('the end')", 1, ["critical"]),
+    "exit 0": ("import sys; sys.exit(0)", 0, []),
+    "exit 3": ("import sys; sys.exit(3)", 3, []),
+    "interrupt": ("raise KeyboardInterrupt", -2, []),
+    "group": ("raise ExceptionGroup('g', [ValueError('a'), KeyError('b')])", 1, ["critical"]),
+    "hook": ("import sys; sys.excepthook = lambda *a: print('mine'); raise ValueError('the end')", 1, []),
+    "both": (
+        "import sys; before = sys.excepthook; sys.excepthook = lambda *a: before(*a); raise ValueError('the end')",
+        1,
+        ["critical"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAST_WORDS)
+def test_a_program_s_end_is_what_it_was(name: str, tmp_path: Path, sqlite_url: str) -> None:
+    """Exit code and output are those of the program alone; what is an error is stored."""
+    code, exit_code, severities = LAST_WORDS[name]
+    plain = run_program(tmp_path, code, sqlite_url, command=(), is_drained=False)
+
+    done = run_program(tmp_path, code, sqlite_url)
+
+    assert done.returncode == plain.returncode == exit_code
+    assert done.stdout == plain.stdout
+    assert plain.stderr in done.stderr
+    assert [row.severity for row in rows_of(sqlite_url)] == severities
+
+
+def test_hooks_call_what_they_found(unwatched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "excepthook", lambda *args: seen.append(args))
+    unwatched.init()
+    exc = ValueError("no")
+
+    sys.excepthook(ValueError, exc, None)
+
+    assert seen == [(ValueError, exc, None)]
+    assert unwatched.row().severity == "critical"
+    tocsin.shutdown()  # before the fixture takes its hook away
+
+
+def test_a_hook_on_top_of_ours_is_left_alone(unwatched: Watched) -> None:
+    """Ours goes on below it, and records nothing any more."""
+    before = hooks_in_place()
+    unwatched.init()
+    ours = sys.excepthook
+    sys.excepthook = theirs = lambda *args: ours(*args)  # noqa: PLW0108
+    try:
+        tocsin.shutdown()
+        assert sys.excepthook is theirs
+    finally:
+        sys.excepthook = before["sys.excepthook"]  # type: ignore[assignment]
+    assert hooks_in_place() == before
+
+
+def test_a_thread_started_before_shutdown_ends_well_after_it(unwatched: Watched) -> None:
+    unwatched.init()
+    go = threading.Event()
+    ended: list[bool] = []
+    with tocsin.context(user_id="u7"):
+        thread = threading.Thread(target=lambda: ended.append(go.wait(10)))
+        thread.start()
+
+    tocsin.shutdown()
+    go.set()
+    thread.join()
+
+    assert ended == [True]
+
+
+ODD_REPORTS: list[dict[str, Any]] = [{}, {"message": None}, {"message": "m", "future": SimpleNamespace()}]
+
+
+def test_odd_reports_of_asyncio_are_taken(watched: Watched) -> None:
+    """Any library may report anything."""
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        for context in ODD_REPORTS:
+            loop.call_exception_handler(context)
+
+    assert len(watched.rows()) == 3
