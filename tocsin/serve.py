@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -173,7 +172,7 @@ async def _serve(settings: Settings, listening: socket.socket, background: Backg
         )
         with _stopping(server, app.state.house):
             _say(f"tocsin listens on {base_url}")
-            _say(f"  database {shown_database(settings.database_url)}")
+            _say(f"  database {settings.shown_database()}")
             _say(f"  alerts   {shown_channels(settings)}")
             await server.serve(sockets=[listening])
     return 0 if server.started else 1
@@ -235,15 +234,6 @@ def _address_of(listening: socket.socket) -> str:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def shown_database(database_url: str) -> str:
-    """A database's address without user and password."""
-    parts = urlsplit(database_url)
-    if parts.scheme.startswith("sqlite"):
-        return "SQLite " + database_url.split("://", 1)[1].split("?", 1)[0].removeprefix("/")
-    host = parts.hostname or ""
-    return f"PostgreSQL {host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def shown_channels(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tocsin.failures import SettingsError
 
@@ -280,11 +280,12 @@ class Settings:
         return replace(self, service=self.service or service, release=self.release or release)
 
     def shown_database(self) -> str:
-        """The database's address without its password."""
+        """Which database it is, without user and password, as people say it."""
         parts = urlsplit(self.database_url)
-        if parts.password is None:
-            return self.database_url
-        return self.database_url.replace(f":{parts.password}@", ":***@", 1)
+        if parts.scheme.startswith("sqlite"):
+            return "SQLite " + self.database_url.split("://", 1)[1].split("?", 1)[0].removeprefix("/")
+        host = parts.hostname or dict(parse_qsl(parts.query)).get("host", "")
+        return f"PostgreSQL {host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
     def rings_in(self, environment: str) -> bool:
         """Whether errors of that environment may ring (`alert_environments`)."""
