@@ -300,7 +300,8 @@ def test_one_line_at_start_says_where_errors_go(tmp_path: Path, sqlite_url: str)
     done = run_program(tmp_path, "print('hello')", sqlite_url)
 
     assert done.stdout == "hello\n"
-    assert done.stderr.splitlines() == [f"tocsin: watching program (production); errors go to SQLite {sqlite_url.removeprefix(SQLITE)}"]
+    path = sqlite_url.removeprefix("sqlite:///")
+    assert done.stderr.splitlines() == [f"tocsin: watching program (production); errors go to SQLite {path}"]
 
 
 def test_a_misspelt_setting_is_said_once_with_the_nearest_name(tmp_path: Path, sqlite_url: str) -> None:
