@@ -220,9 +220,12 @@ def _as_json(frame: FrameType, line: int, text: str) -> str:
     )
 
 
+_HAS_HINTS: Final = sys.version_info >= (3, 12)  # before, only the interpreter's own output had them
+
+
 def _hint(exc: BaseException, message: str, link: Link) -> str:
     """What Python adds to the message of a NameError, AttributeError or ImportError."""
-    if not issubclass(type(exc), (NameError, AttributeError, ImportError)):
+    if not _HAS_HINTS or not issubclass(type(exc), (NameError, AttributeError, ImportError)):
         return ""
     if link.hint is None or link.hint[0] != message:
         found = tail = ""
