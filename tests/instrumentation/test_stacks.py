@@ -163,7 +163,7 @@ def test_the_text_is_that_of_traceback(function: Callable[[], None], catch: Catc
 
 
 def test_a_hint_belongs_to_its_message(catch: Catch) -> None:
-    """One place that looks up many names gives each its own."""
+    """One place that looks up many names gives each its own; `traceback` knows hints from Python 3.12 on."""
     for name in ("uper", "lowr", "nothing_like_it", "uper"):
         exc = catch(partial(getattr, "", name))
         assert text_of(exc) == "".join(traceback.format_exception(exc))
