@@ -19,6 +19,14 @@ class StoreAway(TocsinError):
     """The database cannot be reached, or refuses to work just now: worth another try later."""
 
 
+class Overtaken(TocsinError):
+    """Someone else has stored that part of a spool segment: nothing was stored now; ``segment`` names it."""
+
+    def __init__(self, segment: str) -> None:
+        super().__init__(f"the spool segment {segment} was read by someone else")
+        self.segment = segment
+
+
 class SchemaMismatch(TocsinError):
     """The database has a schema that this version cannot use; ``found`` and ``expected``."""
 

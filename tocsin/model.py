@@ -141,7 +141,8 @@ class Batch:
     entries: list[Entry]
     instance: Instance | None = None  # whose segment it was; its row is made or refreshed
     segment: str | None = None  #       the spool segment that the entries were read from …
-    position: int = 0  #                … and up to which byte; stored in the same transaction
+    start: int = 0  #                   … from which byte, which is how far it was stored before …
+    position: int = 0  #                … and up to which; stored in the same transaction
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.conftest import ErrorFactory
 from tocsin import ids, lifecycle
+from tocsin.failures import Overtaken
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Amendment, Batch, Entry, Instance, Repeats, Severity, Stored
 from tocsin.store import Store, errors, groups, open_store, schema
@@ -426,12 +427,28 @@ async def test_a_synthetic_error_is_nowhere(store: Store, error: ErrorFactory, n
 
 
 async def test_a_batch_says_how_far_its_segment_is_stored(store: Store, error: ErrorFactory, now: datetime) -> None:
-    """The position outlives the errors, so a replay after retention counts nothing either; it never goes back."""
-    await put(store, now, error(), segment="a/1", position=700)
-    await put(store, now, segment="a/2", position=30)
-    await put(store, now, segment="a/1", position=200)
+    """The position outlives the errors, so a replay after retention counts nothing either."""
+    await put(store, now, error(), segment="a/1", start=0, position=700)
+    await put(store, now, segment="a/2", start=0, position=30)
+    await put(store, now, segment="a/1", start=700, position=900)
 
-    assert await store.read(errors.progress, ["a/1", "a/2", "a/3"]) == {"a/1": 700, "a/2": 30}
+    assert await store.read(errors.progress, ["a/1", "a/2", "a/3"]) == {"a/1": 900, "a/2": 30}
+
+
+@pytest.mark.parametrize(("start", "position"), [(0, 700), (0, 900), (300, 900)])
+async def test_two_readers_of_a_segment_store_it_once(
+    store: Store, error: ErrorFactory, now: datetime, start: int, position: int
+) -> None:
+    """Counts have no id by which the second could be told; whoever comes second stores nothing."""
+    first = error()
+    await put(store, now, first, segment="a/1", start=0, position=700)
+
+    with pytest.raises(Overtaken):
+        again = Repeats(error_id=first.id, count=5, timestamp=now)
+        await put(store, now, again, segment="a/1", start=start, position=position)
+
+    assert (await group(store)).count == 1
+    assert await store.read(errors.progress, ["a/1"]) == {"a/1": 700}
 
 
 async def test_a_refused_batch_leaves_nothing(store: Store, error: ErrorFactory, now: datetime) -> None:

@@ -24,7 +24,7 @@ from tocsin.contained import contained, failures, note, own_threads
 from tocsin.exporter import decode as decoding
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.spool import Line, Orphan, Spool
-from tocsin.failures import SchemaMismatch, StoreAway
+from tocsin.failures import Overtaken, SchemaMismatch, StoreAway
 from tocsin.model import Batch, Entry, ErrorRecord, Instance, Stored
 from tocsin.settings import Settings
 from tocsin.text import clean, one_line
@@ -38,6 +38,7 @@ IDLE_S = 1.0
 STORM_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 ADOPT_EVERY_S = 2.0
+SERVER_ADOPTS_EVERY_S = 0.5  # the last error of a service that died rings by way of a server
 CLOCK_EVERY_S = 60.0
 
 
@@ -121,6 +122,8 @@ class Drain:
                     is_storming = self._round()
                     failed = 0
                     self._note_back()
+                except Overtaken:
+                    continue  # asks how far it is stored
                 except (StoreAway, SchemaMismatch) as problem:
                     failed += 1
                     self._note_away(problem)
@@ -134,7 +137,8 @@ class Drain:
                     pause_s = RETRY_S[min(failed, len(RETRY_S)) - 1]
                     time.sleep(pause_s) if self._deadline is None else time.sleep(0.05)
                 else:
-                    self._signal.acquire(timeout=STORM_S if is_storming else IDLE_S)
+                    idle_s = SERVER_ADOPTS_EVERY_S if self._spool is None else IDLE_S
+                    self._signal.acquire(timeout=STORM_S if is_storming else idle_s)
         finally:
             for orphan in self._orphans:
                 orphan.release(everything_stored=False)
@@ -149,7 +153,7 @@ class Drain:
             is_storming = self._spool.flush_counts()
             self._store_segments(self._spool.segments(), self._spool)
         if time.monotonic() >= self._next_adoption and self._deadline is None:
-            self._next_adoption = time.monotonic() + ADOPT_EVERY_S
+            self._next_adoption = time.monotonic() + (SERVER_ADOPTS_EVERY_S if self._spool is None else ADOPT_EVERY_S)
             own_stem = self._spool.stem if self._spool else None
             held = {orphan.stem for orphan in self._orphans}
             self._orphans += list(spooling.adopt_orphans(self._folder, own_stem, held))
@@ -227,12 +231,13 @@ class Drain:
             entries=[entry for _, entry in decoded if entry is not None],
             instance=instance,
             segment=segment.name,
+            start=segment.position or 0,
             position=decoded[-1][0].end,
         )
         try:
             stored = store.write_now(errors.write_batch, batch, clock.now() + self._behind)
-        except StoreAway:
-            segment.position = None  # it may have been committed all the same: ask
+        except (StoreAway, Overtaken):
+            segment.position = None  # it may have been committed all the same, or by another: ask
             raise
         except Exception as problem:
             if len(batch.entries) > 1:

@@ -68,7 +68,9 @@ class TocsinMiddleware:
 def _note_exception(exc: BaseException, status: int) -> None:
     capture = state.current
     if capture is not None:
-        capture.see(Sighting(exc, mechanism="asgi", handled=False, status=status))
+        tb = exc.__traceback__
+        tb = tb and tb.tb_next  # without this layer's own frame, which tells nobody anything
+        capture.see(Sighting(exc, mechanism="asgi", handled=False, status=status, tb=tb))
 
 
 def _watching_lifespan(send: Send) -> Send:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Table, bindparam, func, select, tuple_, updat
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin import ids, lifecycle
+from tocsin.failures import Overtaken
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Amendment, Batch, ErrorRecord, Instance, Repeats, Severity, Stored, worst
 from tocsin.store import groups, schema
@@ -51,6 +52,8 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
 
     Raises:
         DBAPIError: the database refuses a value; split the batch to find which.
+        Overtaken: the segment is not stored up to where this batch starts, but further: somebody else
+            reads it too. Nothing of the batch is stored.
     """
     if batch.instance is not None:
         write_instance(connection, batch.instance, now)
@@ -82,7 +85,7 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
     _add(connection, schema.error_counts, writing.counts)
     _add(connection, schema.hourly_totals, writing.totals)
     if batch.segment is not None:
-        _advance(connection, batch.segment, batch.position, now)
+        _advance(connection, batch, now)
     if any(known[group_id].mark is not None for group_id in writing.touched):
         wake_others(connection)
     return [
@@ -443,14 +446,17 @@ def _add(connection: Connection, table: Table, counts: Counter[tuple[Any, ...]])
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_={"count": added}), values)
 
 
-def _advance(connection: Connection, segment: str, position: int, now: datetime) -> None:
-    """Note how far a segment is stored; never backwards."""
-    statement = _upsert(connection, _progress).values(segment=segment, position=position, updated_at=now)
-    further = statement.excluded.position > _progress.c.position
+def _advance(connection: Connection, batch: Batch, now: datetime) -> None:
+    """Note how far a segment is stored, if it is stored just up to where the batch starts."""
+    values = {"segment": batch.segment, "position": batch.position, "updated_at": now}
+    statement = _upsert(connection, _progress).values(values)
     changes = {"position": statement.excluded.position, "updated_at": now}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=[_progress.c.segment], set_=changes, where=further)
+    is_next = _progress.c.position == batch.start
+    done = connection.execute(
+        statement.on_conflict_do_update(index_elements=[_progress.c.segment], set_=changes, where=is_next)
     )
+    if done.rowcount == 0:
+        raise Overtaken(str(batch.segment))
 
 
 def _upsert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
