@@ -15,7 +15,8 @@ from tocsin.instrumentation import state
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    """How many are open for good; the drain opens files for a moment to look into them."""
+    return min(len(os.listdir("/proc/self/fd")) for _ in range(200))
 
 
 def test_init_twice_changes_nothing(unwatched: Watched) -> None:
