@@ -43,6 +43,12 @@ _EDIT_ATTEMPT = 3
 
 _MESSAGE_WINDOW = timedelta(minutes=1)
 
+EDITS_BESIDE = 5
+"""Edits of counts that may be made in a minute besides the messages: Telegram allows a group 20 of both."""
+
+_AT_ONCE = timedelta(days=1)
+"""How far back an edit is dated that must not wait: it goes before all others, however busy a chat is."""
+
 
 @dataclass(slots=True, kw_only=True)
 class LastAlert:
@@ -345,7 +351,10 @@ def want_edits(connection: Connection, alert_ids: Iterable[str], *, now: datetim
     )
     for row in connection.execute(wanted).all():
         last = row.edited_at or row.sent_at
-        at = max(now, last + timedelta(seconds=every_s)) if last and every_s else now
+        if every_s:
+            at = max(now, last + timedelta(seconds=every_s)) if last else now
+        else:
+            at = now - _AT_ONCE
         is_free = row.edit_wanted_at is None or row.edit_wanted_at == row.claimed_until
         if is_free or at < row.edit_wanted_at:
             connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(edit_wanted_at=at))
@@ -406,6 +415,16 @@ def _messages_within(connection: Connection, channel: str, target: str, now: dat
     return connection.execute(sent).scalar_one() + connection.execute(going).scalar_one()
 
 
+def _edits_within(connection: Connection, channel: str, target: str, now: datetime) -> int:
+    """Edits that were made in a chat within the last minute."""
+    edited = select(func.count()).where(
+        deliveries.c.channel == channel,
+        deliveries.c.target == target,
+        deliveries.c.edited_at > now - _MESSAGE_WINDOW,
+    )
+    return connection.execute(edited).scalar_one()
+
+
 def claim(
     connection: Connection, channel: str, target: str, *, owner: str, claim_s: float, per_minute: int
 ) -> Claim | None:
@@ -421,7 +440,8 @@ def claim(
         return None
     ours = _is_to(channel, target)
     row = None
-    if _messages_within(connection, channel, target, now) < per_minute:
+    messages = _messages_within(connection, channel, target, now)
+    if messages < per_minute:
         row = connection.execute(
             select(deliveries)
             .where(ours, _sending_due(now))
@@ -443,9 +463,10 @@ def claim(
             "edit_wanted_at": None,  # what is sent now says how things stand
         }
     else:
+        is_busy = messages + _edits_within(connection, channel, target, now) >= per_minute + EDITS_BESIDE
         row = connection.execute(
             select(deliveries)
-            .where(ours, _edit_due(now))
+            .where(ours, _edit_due(now - _AT_ONCE / 2 if is_busy else now))
             .order_by(deliveries.c.edit_wanted_at)
             .limit(1)
             .with_for_update()

@@ -217,6 +217,7 @@ deliveries = _table(
         postgresql_where=text("edit_wanted_at IS NOT NULL"),
     ),
     Index("idx_deliveries_sent", "channel", "target", "sent_at"),
+    Index("idx_deliveries_edited", "channel", "target", "edited_at"),
 )
 
 channel_states = _table(

@@ -251,6 +251,7 @@ def _create_alerts() -> None:
     _index("idx_deliveries_due", "deliveries", ["next_attempt_at"], "state IN ('pending', 'sending')")
     _index("idx_deliveries_edit", "deliveries", ["edit_wanted_at"], "edit_wanted_at IS NOT NULL")
     _index("idx_deliveries_sent", "deliveries", ["channel", "target", "sent_at"])
+    _index("idx_deliveries_edited", "deliveries", ["channel", "target", "edited_at"])
     _table(
         "channel_states",
         sa.Column("channel", sa.Text(), nullable=False),
