@@ -127,6 +127,7 @@ class Instance:
     is_shutting_down: bool = False
     spool_bytes: int | None = None
     lost: int = 0  #                  errors that only were counted, since the spool was full
+    is_alive: bool = True  #         False for one whose spool somebody else has taken over
     ended_at: datetime | None = None
     ended_how: str | None = None
 

@@ -20,7 +20,7 @@ from tocsin.exporter.spool import Spool
 from tocsin.ids import uuid7
 from tocsin.settings import Settings
 from tocsin.store import migrate, open_store
-from tocsin.store.schema import error_groups, error_logs, spool_progress
+from tocsin.store.schema import error_groups, error_logs, instances, spool_progress
 
 RESOURCE = {
     "resource": {
@@ -135,6 +135,50 @@ def test_what_is_left_behind_is_taken_over_once_by_many(database_url: str, tmp_p
         eventually(lambda: not list(folder.glob("*.seg")))
 
     assert messages(database_url) == sorted(f"m{number}" for number in range(20))
+
+
+@pytest.mark.parametrize("header", ['{"v": 1, "kind": "segment", "resource": "x", "started_ns": "y"}', "no json", ""])
+def test_an_orphan_that_cannot_be_read_holds_up_no_other(database_url: str, tmp_path: Path, header: str) -> None:
+    folder = tmp_path / "spool"
+    for number in range(3):
+        spool = Spool(folder, 2**30, RESOURCE)
+        spool.append(error_line(f"m{number}"))
+        path = spool.segments()[0]
+        spool.close(everything_stored=False)
+        if number == 0:
+            path.write_text(header + "\n" + path.read_text().split("\n", 1)[1])
+
+    with adopting(Settings(database_url=database_url, spool_dir=str(folder))):
+        eventually(lambda: {"m1", "m2"} <= set(messages(database_url)))
+
+
+def test_a_server_and_a_service_in_one_process_store_everything_once(database_url: str, tmp_path: Path) -> None:
+    """`tocsin run -- tocsin serve` does that."""
+    folder = tmp_path / "spool"
+    settings = Settings(database_url=database_url, spool_dir=str(folder))
+    with drained(database_url, folder) as (spool, drain), adopting(settings), adopting(settings):
+        for number in range(200):
+            assert spool.append(error_line(f"m{number:03}"))
+            drain.wake()
+            time.sleep(0.005)  # long enough for the others to look several times
+        eventually(lambda: drain.stored == 200)
+
+    assert messages(database_url) == [f"m{number:03}" for number in range(200)]
+
+
+def test_a_dead_process_is_not_seen_alive_by_what_it_left(database_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 2**30, RESOURCE)
+    spool.append(error_line())
+    spool.lose()
+    spool.close(everything_stored=False)
+
+    with adopting(Settings(database_url=database_url, spool_dir=str(folder))):
+        eventually(lambda: not list(folder.glob("*.seg")))
+
+    (row,) = read(database_url, lambda connection: connection.execute(select(instances)).all())
+    assert row.last_seen == row.started_at
+    assert row.lost == 1
 
 
 def test_a_replay_counts_nothing_twice_even_when_the_rows_are_gone(database_url: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -215,12 +216,82 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_an_orphan_has_one_taker_and_the_living_none(folder: Path, spool: Spool) -> None:
     in_another_process(folder, "os._exit(9)")
 
-    (orphan,) = adopt_orphans(folder, spool.stem)
-    others = in_another_process(folder, "print(len(list(adopt_orphans(spool.folder, spool.stem))))")
+    (orphan,) = adopt_orphans(folder)
+    assert list(adopt_orphans(folder)) == []  # a second taker in the same process, which gets its own locks again
+    others = in_another_process(folder, "print(len(list(adopt_orphans(spool.folder))))")
 
     assert others.stdout.split() == ["0"]  # neither the orphan that is held nor this process's own
     orphan.release(everything_stored=True)
     assert [path.name for path in folder.glob("*.live") if path.stem == orphan.stem] == []
+
+
+def test_what_is_taken_over_says_how_many_were_lost(folder: Path) -> None:
+    in_another_process(folder, "spool.lose(); spool.lose(); os._exit(9)")
+
+    (orphan,) = adopt_orphans(folder)
+
+    assert orphan.lost == 2
+    orphan.release(everything_stored=True)
+
+
+def test_a_segment_whose_lock_file_is_gone_is_taken_over_too(folder: Path) -> None:
+    in_another_process(folder, 'spool.append(b\'{"v": 1, "kind": "error"}\\n\'); os._exit(9)')
+    for path in folder.glob("*.live"):
+        path.unlink()
+
+    (orphan,) = adopt_orphans(folder)
+
+    assert len(contents(orphan.segments())) == 2
+    orphan.release(everything_stored=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_process_does_not_take_its_own_spool_for_an_orphan(folder: Path, spool: Spool) -> None:
+    """Its lock would not keep itself out, and would be gone with the attempt."""
+    assert list(adopt_orphans(folder)) == []
+
+    others = in_another_process(folder, "print(len(list(adopt_orphans(spool.folder))))")
+    assert others.stdout.split() == ["0"]
+
+
+def test_files_that_are_deleted_while_open_are_made_anew(folder: Path, spool: Spool) -> None:
+    """Somebody cleans the temporary folder: what is captured after the next look is there again."""
+    counter = spool.counter(uuid7())
+    assert counter is not None
+    shutil.rmtree(folder)
+
+    spool.refresh()
+    assert spool.append(line(number=1))
+
+    assert [one["number"] for one in contents(spool.segments()) if "number" in one] == [1]
+    assert len(list(folder.glob("*.live"))) == 1
+    assert counter.is_free
+
+
+def test_a_segment_that_was_just_turned_over_is_not_deleted_yet(spool: Spool) -> None:
+    """A thread may hold its descriptor and be about to write."""
+    first = spool.segments()[0]
+    while spool.is_open(first):
+        spool.append(line(text="x" * 200_000))
+
+    assert spool.remove(first) is False
+    assert first.exists()
+
+
+def test_a_count_that_finds_no_room_is_kept_and_not_lost(folder: Path) -> None:
+    spool = Spool(folder, 200_000, {})
+    counter = spool.counter(uuid7())
+    assert counter is not None
+    counter.tick()
+    spool.max_bytes = 0
+
+    for _ in range(3):
+        assert not spool.flush_counts()
+    spool.max_bytes = 200_000
+
+    assert spool.flush_counts()
+    assert spool.lost == 0
+    spool.close(everything_stored=True)
 
 
 def test_a_forked_child_does_not_hold_its_parents_lock(folder: Path) -> None:
@@ -260,7 +331,7 @@ spool = Spool(Path({str(folder)!r}), {PLENTY}, {{}})
     return first
 
 
-@pytest.mark.parametrize("flip", [lambda byte: byte ^ 0xFF, lambda byte: 0, lambda byte: ord("\n")])
+@pytest.mark.parametrize("flip", [lambda byte: byte ^ 0xFF, lambda byte: 0, lambda byte: ord("\n"), lambda byte: 13])
 def test_a_flipped_byte_hurts_no_other_line(tmp_path: Path, flip: Callable[[int], int]) -> None:
     whole = b"".join(line(number=number, text="hello") for number in range(20))
     path = tmp_path / "x.seg"
@@ -276,6 +347,19 @@ def test_a_flipped_byte_hurts_no_other_line(tmp_path: Path, flip: Callable[[int]
 
         hurt = sum(start <= position for start in starts) - 1
         assert numbers >= set(range(20)) - {hurt, hurt + 1}  # a lost newline joins two lines
+
+
+def test_a_hole_larger_than_a_read_is_passed(tmp_path: Path) -> None:
+    """A file system may leave zeros after a crash of the machine."""
+    path = tmp_path / "x.seg"
+    path.write_bytes(line(number=1) + bytes(300_000) + b"\n" + line(number=2))
+    numbers, position = [], 0
+
+    while lines := read_segment(path, position, max_bytes=100_000, is_final=True):
+        numbers += [one.content.get("number") for one in lines if one.content]
+        position = lines[-1].end
+
+    assert numbers == [1, 2]
 
 
 def test_what_is_refused_is_kept_for_a_person_within_bounds(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ class Source:
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> Source:
         """Read a segment's first line; what is missing gets a name that says so."""
-        resource = header.get("resource") or {}
+        resource = header.get("resource")
+        if not isinstance(resource, dict):
+            resource = {}
         service = str(resource.get(semconv.SERVICE_NAME) or "unknown_service")
         environment = str(resource.get(semconv.DEPLOYMENT_ENVIRONMENT) or "production")
         release = resource.get(semconv.SERVICE_VERSION)

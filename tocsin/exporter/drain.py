@@ -151,34 +151,41 @@ class Drain:
         is_storming = False
         if self._spool is not None:
             is_storming = self._spool.flush_counts()
-            self._store_segments(self._spool.segments(), self._spool)
+            self._store_own(self._spool)
         if time.monotonic() >= self._next_adoption and self._deadline is None:
             self._next_adoption = time.monotonic() + (SERVER_ADOPTS_EVERY_S if self._spool is None else ADOPT_EVERY_S)
-            own_stem = self._spool.stem if self._spool else None
-            held = {orphan.stem for orphan in self._orphans}
-            self._orphans += list(spooling.adopt_orphans(self._folder, own_stem, held))
+            self._orphans += spooling.adopt_orphans(self._folder)
             if self._spool is not None:
                 self._spool.refresh()
-        while self._orphans:
-            orphan = self._orphans[0]
-            self._store_segments(orphan.segments(), None)
-            self._orphans.pop(0)
-            orphan.release(everything_stored=True)
+        self._store_orphans()
         return is_storming
 
-    def _store_segments(self, paths: list[Path], spool: Spool | None) -> None:
-        for path in paths:
-            is_final = spool is None or not spool.is_open(path)
-            segment = self._segments.setdefault(path, _Segment(path, 0 if spool else None))
-            while self._store_some(segment, is_final=is_final, is_own=spool is not None):
+    def _store_own(self, spool: Spool) -> None:
+        for path in spool.segments():
+            segment = self._segments.setdefault(path, _Segment(path, position=0))
+            is_final = not spool.is_open(path)
+            while self._store_some(segment, is_final=is_final):
                 pass
-            if is_final and spool is not None and segment.position == path.stat().st_size:
+            if is_final and segment.position == path.stat().st_size and spool.remove(path):
                 del self._segments[path]
-                spool.remove(path)
-            elif is_final:
-                self._segments.pop(path, None)
 
-    def _store_some(self, segment: _Segment, *, is_final: bool, is_own: bool) -> bool:
+    def _store_orphans(self) -> None:
+        """One that cannot be read holds up no other."""
+        for orphan in list(self._orphans):
+            try:
+                for path in orphan.segments():
+                    segment = _Segment(path, position=None, orphan=orphan)
+                    while self._store_some(segment, is_final=True):
+                        pass
+            except (StoreAway, SchemaMismatch, Overtaken):
+                raise
+            except Exception as problem:
+                note(f"storing what {orphan.stem} left", problem)
+                continue
+            self._orphans.remove(orphan)
+            orphan.release(everything_stored=True)
+
+    def _store_some(self, segment: _Segment, *, is_final: bool) -> bool:
         """Store the next lines of a segment; False when there are none."""
         if segment.source is None:
             head = spooling.read_segment(segment.path, max_bytes=spooling.LINE_BYTES)
@@ -195,16 +202,18 @@ class Drain:
         lines = lines[:BATCH_LINES]
         self._ready_store()  # measures the clock, which decoding corrects
         decoded = [(line, self._decode(line, segment.source)) for line in lines]
-        instance = segment.source.instance
-        if is_own and self._spool is not None:
-            instance = replace(
-                instance,
-                memory_bytes=resident_bytes(),
-                spool_bytes=self._spool.folder_bytes,
-                lost=self._spool.lost,
-            )
+        instance = self._report(segment.source.instance, segment.orphan)
         self._write(segment, decoded, instance)
         return True
+
+    def _report(self, instance: Instance, orphan: Orphan | None) -> Instance:
+        """What is known of the process that the lines are from, now."""
+        if orphan is not None:
+            return replace(instance, lost=orphan.lost, is_alive=False)
+        assert self._spool is not None
+        return replace(
+            instance, memory_bytes=resident_bytes(), spool_bytes=self._spool.folder_bytes, lost=self._spool.lost
+        )
 
     def _decode(self, line: Line, source: decoding.Source) -> Entry | None:
         try:
@@ -254,7 +263,9 @@ class Drain:
         self, segment: _Segment, decoded: list[tuple[Line, Entry | None]], instance: Instance, problem: Exception
     ) -> None:
         """One entry that the database refuses: without its context, else not at all, but set aside."""
-        line, entry = next(pair for pair in decoded if pair[1] is not None)
+        line, entry = next((pair for pair in decoded if pair[1] is not None), (decoded[-1][0], None))
+        if entry is None:
+            raise problem  # it is not about the data
         if isinstance(entry, ErrorRecord) and "tocsin.left_out" not in entry.context:
             self._write(segment, [(decoded[-1][0], _harmless(entry, problem))], instance)
             return
@@ -325,6 +336,7 @@ class Drain:
 class _Segment:
     path: Path
     position: int | None  # None: the database knows
+    orphan: Orphan | None = None  # whose it was
     source: decoding.Source | None = None
 
     @property

@@ -22,7 +22,8 @@ import mmap
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, repeat
 from operator import setitem
@@ -48,6 +49,22 @@ _LIVE_BYTES: Final = _IDS + SLOTS * _ID_BYTES
 
 _ASIDE_BYTES: Final = 16 * 2**20
 
+_SETTLED_S: Final = 2.0
+
+# Stems whose .live file this process has open: its own, and those that it has taken over. A POSIX lock
+# belongs to the process: it would get its own locks again, and lose them with whatever it closes.
+_held: set[str] = set()
+_adopting = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _adopting
+    _held.clear()
+    _adopting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 
 class Spool:
     """
@@ -66,12 +83,13 @@ class Spool:
         self.folder = folder
         self.max_bytes = max_bytes
         _make_folder(folder)
-        self.stem = f"{clock.now_ns():020d}-{os.getpid()}-{os.urandom(4).hex()}"
+        self.stem = _new_stem()
         self._header = (json.dumps({"v": VERSION, "kind": "segment", **header}) + "\n").encode()
+        _held.add(self.stem)
         self._live = _Live.create(folder / f"{self.stem}.live")
         self._sequence = count(1)
         self._rotating = threading.Lock()  # only ever tried, never waited for
-        self._sealed: list[tuple[int, Path]] = []
+        self._sealed: list[_Sealed] = []
         self._torn = False
         self.folder_bytes = folder_bytes(folder)  # refreshed by the drain; appends add to it
         self._path, self._fd, self._size = self._new_segment()
@@ -84,9 +102,14 @@ class Spool:
             line: JSON in UTF-8 that ends with a newline.
             durable: wait until it is on the disk (0.25 ms): the process is about to die.
         """
+        is_written = self._append(line, durable=durable)
+        if not is_written:
+            self._live.lose()
+        return is_written
+
+    def _append(self, line: bytes, *, durable: bool = False) -> bool:
         size = len(line)
         if size > LINE_BYTES or self.folder_bytes + size > self.max_bytes:
-            self._live.lose()
             return False
         if self._size + size > SEGMENT_BYTES:
             self._rotate()
@@ -99,13 +122,10 @@ class Spool:
                 os.fsync(fd)
         except OSError as problem:
             note("writing to the spool", problem)
-            self._live.lose()
             return False
         self._size += written
         self.folder_bytes += written
         self._torn = written < len(line)
-        if self._torn:
-            self._live.lose()
         return not self._torn
 
     def lose(self) -> None:
@@ -131,8 +151,8 @@ class Spool:
         for slot, counter in list(self._live.counters.items()):
             total, flushed = self._live.total(slot), self._live.flushed(slot)
             if total > flushed:
-                if not self.append(_repeats_line(counter.error_id, flushed, total, moment)):
-                    continue  # the counter keeps it
+                if not self._append(_repeats_line(counter.error_id, flushed, total, moment)):
+                    continue  # nothing is lost: the counter keeps it
                 self._live.set_flushed(slot, total)
                 counter.active_ns = moment
                 anything = True
@@ -153,35 +173,66 @@ class Spool:
         """Whether more may still be appended to that segment."""
         return path == self._path
 
-    def remove(self, path: Path) -> None:
-        """Delete a segment that is stored to its end."""
-        for sealed in [one for one in self._sealed if one[1] == path]:
-            self._sealed.remove(sealed)
-            os.close(sealed[0])
+    def remove(self, path: Path) -> bool:
+        """
+        Delete a segment that is stored to its end; False while it is too early.
+
+        A thread may have been about to write when the segment was turned over; it must find its
+        descriptor, and not another file that got the same number.
+        """
+        for sealed in self._sealed:
+            if sealed.path == path:
+                if time.monotonic() - sealed.at < _SETTLED_S:
+                    return False
+                self._sealed.remove(sealed)
+                os.close(sealed.fd)
+                break
         path.unlink(missing_ok=True)
+        return True
 
     def refresh(self) -> None:
-        """Look how much the folder holds now; other processes write there as well."""
+        """Look how much the folder holds now, and whether somebody has deleted the files that are open."""
         self.folder_bytes = folder_bytes(self.folder)
+        if os.fstat(self._fd).st_nlink == 0 or not self._live.is_there():
+            self._begin_anew()
 
     def close(self, *, everything_stored: bool) -> None:
         """Let go of the files; delete them when all of it is stored, else leave them for who comes next."""
-        os.close(self._fd)
-        for fd, _ in self._sealed:
-            os.close(fd)
-        self._sealed.clear()
-        if everything_stored:
-            for path in self.segments():
-                path.unlink(missing_ok=True)
+        paths = self.segments() if everything_stored else []
+        self._close()
+        for path in paths:
+            path.unlink(missing_ok=True)
         self._live.close(remove=everything_stored)
+        _held.discard(self.stem)
 
     def abandon(self) -> None:
         """Close this process's copies of what its parent owns, after a fork; the files stay the parent's."""
         with contained("closing an inherited spool"):
-            os.close(self._fd)
-            for fd, _ in self._sealed:
-                os.close(fd)
+            self._close()
             self._live.close(remove=False)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        for sealed in self._sealed:
+            os.close(sealed.fd)
+        self._sealed.clear()
+
+    def _begin_anew(self) -> None:
+        """Under a new stem: without its .live file nobody could take over what is written from now on."""
+        old_stem, old_live, old = self.stem, self._live, _Sealed(self._fd, self._path, time.monotonic())
+        _make_folder(self.folder)
+        self.stem = _new_stem()
+        _held.add(self.stem)
+        live = _Live.create(self.folder / f"{self.stem}.live")
+        self._path, self._fd, self._size = self._new_segment()
+        self._sealed.append(old)
+        self.flush_counts()
+        self._live = live
+        for counter in old_live.counters.values():
+            counter.is_free = True  # whoever holds it takes a new one
+        old_live.close(remove=True)
+        _held.discard(old_stem)
 
     def _new_segment(self) -> tuple[Path, int, int]:
         path = self.folder / f"{self.stem}.{next(self._sequence):04d}.seg"
@@ -199,13 +250,20 @@ class Spool:
         if not self._rotating.acquire(blocking=False):
             return
         try:
-            old = (self._fd, self._path)
+            old = _Sealed(self._fd, self._path, time.monotonic())
             self._path, self._fd, self._size = self._new_segment()
             self._sealed.append(old)
         except OSError as problem:
             note("opening a new spool segment", problem)
         finally:
             self._rotating.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    fd: int
+    path: Path
+    at: float  # monotonic
 
 
 class Counter:
@@ -266,6 +324,9 @@ class _Live:
         self._view[start : start + 36] = error_id.encode("ascii")
         counter = self.counters[slot] = Counter(error_id, _ticker(self._cells, _COUNTS + slot))
         return counter
+
+    def is_there(self) -> bool:
+        return self._fd is None or os.fstat(self._fd).st_nlink > 0
 
     def total(self, slot: int) -> int:
         return self._cells[_COUNTS + slot]
@@ -336,11 +397,12 @@ def read_segment(path: Path, position: int = 0, *, max_bytes: int = 4 * 2**20, i
             data = file.read(max_bytes)
     except FileNotFoundError:
         return []
-    lines = []
-    for raw in data.splitlines(keepends=True):
+    lines: list[Line] = []
+    for raw in _split(data):
         position += len(raw)
         if not raw.endswith(b"\n"):
-            if is_final and len(data) < max_bytes:
+            is_endless = not lines and len(data) >= max_bytes  # no line is so long: it is broken, and passed
+            if is_endless or (is_final and len(data) < max_bytes):
                 lines.append(Line(None, raw, position))
             break
         if raw == b"\n":
@@ -348,6 +410,13 @@ def read_segment(path: Path, position: int = 0, *, max_bytes: int = 4 * 2**20, i
             continue
         lines.append(Line(_parse(raw), raw, position))
     return lines
+
+
+def _split(data: bytes) -> list[bytes]:
+    """Lines with their ends; at newlines alone, since `bytes.splitlines` takes a carriage return for one too."""
+    whole, _, rest = data.rpartition(b"\n")
+    lines = [line + b"\n" for line in whole.split(b"\n")] if len(rest) < len(data) else []
+    return [*lines, rest] if rest else lines
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
@@ -364,6 +433,7 @@ class Orphan:
 
     folder: Path
     stem: str
+    lost: int  # errors that it could only count
     _fd: int
 
     def segments(self) -> list[Path]:
@@ -377,38 +447,52 @@ class Orphan:
                 path.unlink(missing_ok=True)
             (self.folder / f"{self.stem}.live").unlink(missing_ok=True)
         os.close(self._fd)
+        _held.discard(self.stem)
 
 
-def adopt_orphans(folder: Path, own_stem: str | None = None, held: Collection[str] = ()) -> Iterator[Orphan]:
+def adopt_orphans(folder: Path) -> Iterator[Orphan]:
     """
     Take over what dead processes left in a spool folder; each by one taker only.
 
     The counts that they could not flush any more are appended to their last segment first, so that
     reading the segments tells all.
-
-    Args:
-        own_stem: this process's own: it must not be opened, since closing it would give up its lock.
-        held: stems that this process has taken over already; the same holds for them.
     """
-    for path in sorted(folder.glob("*.live")):
-        if path.stem == own_stem or path.stem in held:
-            continue
+    stems = {path.stem for path in folder.glob("*.live")}
+    # A segment whose .live file somebody has deleted is an orphan too: a process makes that file first.
+    stems |= {path.name.partition(".")[0] for path in folder.glob("*.seg")}
+    for stem in sorted(stems):
         with contained("taking over a spool"):
-            orphan = _adopt(path)
+            orphan = _adopt(folder / f"{stem}.live")
             if orphan is not None:
                 yield orphan
 
 
 def _adopt(path: Path) -> Orphan | None:
+    with _adopting:
+        if path.stem in _held:
+            return None
+        orphan = _lock(path)
+        if orphan is not None:
+            _held.add(path.stem)
+        return orphan
+
+
+def _lock(path: Path) -> Orphan | None:
+    has_segments = bool(_segments_of(path.parent, path.stem))
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if has_segments else 0)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, flags, 0o600)
     except FileNotFoundError:
         return None
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists():  # someone else finished it in between
+        if os.fstat(fd).st_nlink == 0:  # someone else finished it in between
             raise BlockingIOError
-        orphan = Orphan(path.parent, path.stem, fd)
+        if not os.pread(fd, 1, 0) and not _segments_of(path.parent, path.stem):
+            path.unlink()  # made just above, for a process that was just leaving
+            raise BlockingIOError
+        lost = int.from_bytes(os.pread(fd, 8, 8 * _LOST), "little")
+        orphan = Orphan(path.parent, path.stem, lost, fd)
         _append_unflushed(orphan, fd)
     except BlockingIOError:
         os.close(fd)
@@ -496,10 +580,8 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def oldest_ns(folder: Path) -> int | None:
-    """When the oldest process whose errors wait here started, in ns since the epoch; None when none waits."""
-    starts = [int(path.name.split("-", 1)[0]) for path in folder.glob("*.seg") if path.name[:20].isdigit()]
-    return min(starts, default=None)
+def _new_stem() -> str:
+    return f"{clock.now_ns():020d}-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def _nearest(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, Table, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin import ids, lifecycle
@@ -108,17 +108,25 @@ def progress(connection: Connection, segments: Collection[str]) -> dict[str, int
 
 
 def write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
-    """Make or refresh the row of a watched process, and note its release; what is not known stays."""
+    """
+    Make or refresh the row of a watched process, and note its release; what is not known stays.
+
+    A dead process is not seen by what others find of it.
+    """
     table = schema.instances
-    values = {field.name: getattr(instance, field.name) for field in fields(instance)}
-    statement = _upsert(connection, table).values(**values, last_seen=instance.ended_at or now)
-    changes = {
+    values = {field.name: getattr(instance, field.name) for field in fields(instance) if field.name != "is_alive"}
+    last_seen = instance.ended_at or (now if instance.is_alive else instance.started_at)
+    statement = _upsert(connection, table).values(**values, last_seen=last_seen)
+    changes: dict[str, Any] = {
         column.name: func.coalesce(statement.excluded[column.name], column)
         if column.nullable
         else statement.excluded[column.name]
         for column in table.columns
         if not column.primary_key
     }
+    for column in (table.c.last_seen, table.c.lost):  # these only grow
+        new = statement.excluded[column.name]
+        changes[column.name] = case((new > column, new), else_=column)
     connection.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changes))
     if instance.release is not None:
         _note_releases(connection, {(instance.service, instance.release)}, now)
