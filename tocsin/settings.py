@@ -119,7 +119,17 @@ def _database_url(value: str) -> str:
     scheme = value.split(":", 1)[0].split("+", 1)[0].lower()
     if "://" not in value or scheme not in ("sqlite", "postgres", "postgresql"):
         raise ValueError(f"unknown scheme {scheme[:30]!r}; use sqlite:// or postgresql://")
-    if scheme != "sqlite" and not urlsplit(value).path.strip("/"):
+    if scheme == "sqlite":
+        if not value.split("://", 1)[1].strip("/"):
+            raise ValueError("the file is missing; use sqlite:///folder/tocsin.db")
+        return value
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        # Not what Python says: it would show a part of the password.
+        raise ValueError("the port is no number; a / or @ in a password is written %2F or %40") from None
+    if not parts.path.strip("/"):
         raise ValueError("the name of the database is missing; use postgresql://user:password@host:5432/name")
     return value
 
