@@ -423,15 +423,10 @@ def _from_dotenv(path: Path) -> dict[str, str]:
         return {}
     found = {}
     for line in lines:
-        match = re.match(r"\s*(?:export\s+)?(TOCSIN_[A-Z0-9_]+)\s*=\s*(.*?)\s*$", line)
-        if not match:
-            continue
-        value = match[2]
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        else:
-            value = re.split(r"\s+#", value, maxsplit=1)[0]
-        found[match[1]] = value
+        match = re.match(r"\s*(?:export\s+)?(TOCSIN_[A-Z0-9_]+)\s*=\s*(.*)", line)
+        if match:
+            quoted = re.match(r"""(["'])(.*?)\1\s*(?:#.*)?$""", match[2])
+            found[match[1]] = quoted[2] if quoted else re.split(r"\s+#", match[2], maxsplit=1)[0].rstrip()
     return found
 
 
