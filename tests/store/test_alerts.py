@@ -187,6 +187,59 @@ async def test_what_waits_for_a_chat_that_is_not_set_up_any_more_is_given_up(sto
     assert (await delivery(store, alert_id)).state == "failed"
 
 
+async def test_an_edit_wanted_in_a_chat_that_is_not_set_up_any_more_is_forgotten(store: Store) -> None:
+    """Else every look of every process would find it due, and nobody would ever make it."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_sent, await claimed(store), "5")
+    await store.write(alerts.want_edits, [alert_id], now=clock.now())
+    assert await store.read(alerts.due_targets, ["telegram"]) == [CHAT]
+
+    await store.write(alerts.give_up, [("telegram", "18")], clock.now())
+
+    assert await store.read(alerts.due_targets, ["telegram"]) == []
+    assert (await delivery(store, alert_id)).state == "sent"
+
+
+@pytest.mark.parametrize("ends", ["retry", "failed", "refused"])
+async def test_who_comes_back_too_late_says_nothing_against_the_target(store: Store, ends: str) -> None:
+    """Another worker may have reached it since; a pause would stop all that is due there."""
+    await add(store)
+    lost = await claimed(store, claim_s=0.05)
+    again = await aeventually(lambda: claim(store, owner="p2"))
+    assert again is not None
+    await store.write(alerts.mark_sent, again, "5")
+
+    late: dict[str, Any] = {
+        "retry": lambda connection: alerts.mark_retry(connection, lost, "no route", pause_s=600),
+        "failed": lambda connection: alerts.mark_failed(connection, lost, "too long"),
+        "refused": lambda connection: alerts.park(connection, lost, "bot was blocked", retry_s=600),
+    }
+    assert not await store.write(late[ends])
+
+    [state] = await store.read(alerts.states)
+    assert (state.paused_until, state.parked_reason, state.last_error) == (None, None, None)
+
+
+async def test_counts_are_edited_only_so_often_but_a_status_at_once(store: Store) -> None:
+    """Telegram counts edits as messages: a busy chat is told what people did, figures wait for a quiet minute."""
+    shown = [await add(store) for _ in range(alerts.EDITS_BESIDE + 2)]
+    for number, _ in enumerate(shown):
+        await store.write(alerts.mark_sent, await claimed(store), str(number))
+    await minute_passes(store)
+    await store.write(alerts.want_edits, shown, now=clock.now(), every_s=1)
+
+    for _ in range(alerts.EDITS_BESIDE):
+        await store.write(alerts.mark_edited, await claimed(store, per_minute=0))
+    assert await claim(store, per_minute=0) is None
+
+    await store.write(alerts.want_edits, shown[-1:], now=clock.now())
+    status = await claimed(store, per_minute=0)
+    assert status.subject.alert.id == shown[-1]
+    await store.write(alerts.mark_edited, status)
+    assert await claim(store, per_minute=0) is None
+    assert await claim(store, per_minute=2) is not None
+
+
 async def test_a_chat_that_moved_is_found_under_its_new_id(store: Store) -> None:
     """For this message, all later ones, and answers to them."""
     await add(store)

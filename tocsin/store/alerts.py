@@ -539,17 +539,21 @@ def mark_retry(connection: Connection, claim: Claim, error: str, *, pause_s: flo
         if unclear:
             values["may_repeat"] = True
         done = _finish(connection, claim, now, "retry", error=error, **values)
-    _set_state(connection, claim, paused_until=until, last_error=error, last_error_at=now)
+    if done:
+        _set_state(connection, claim, paused_until=until, last_error=error, last_error_at=now)
     return done
 
 
 def mark_failed(connection: Connection, claim: Claim, error: str) -> bool:
     """This message cannot be delivered, whatever is tried; others to the same target can."""
     now = database_now(connection)
-    _set_state(connection, claim, last_error=error, last_error_at=now)
     if claim.external_id is not None:
-        return _finish(connection, claim, now, "failed", error=error, edit_wanted_at=None)
-    return _finish(connection, claim, now, "failed", error=error, state="failed", last_error=error)
+        done = _finish(connection, claim, now, "failed", error=error, edit_wanted_at=None)
+    else:
+        done = _finish(connection, claim, now, "failed", error=error, state="failed", last_error=error)
+    if done:
+        _set_state(connection, claim, last_error=error, last_error_at=now)
+    return done
 
 
 def park(connection: Connection, claim: Claim, error: str, *, retry_s: float) -> bool:
@@ -589,14 +593,26 @@ def unpark(connection: Connection, channels: Sequence[str]) -> None:
 
 
 def give_up(connection: Connection, targets: Collection[tuple[str, str]], before: datetime) -> int:
-    """Fail what has waited since `before` for a target that is not set up any more; returns how many."""
+    """
+    Fail what has waited since `before` for a target that is not set up any more, and forget its edits.
+
+    Returns:
+        How many messages will never be said.
+    """
     waits = and_(_IS_OPEN, deliveries.c.created_at < before)
-    found = connection.execute(select(deliveries.c.channel, deliveries.c.target).where(waits).distinct()).all()
+    failed: dict[str, Any] = {"state": "failed", "last_error": "this target is not set up any more"}
+    _of_the_gone(connection, deliveries.c.edit_wanted_at < before, targets, edit_wanted_at=None)
+    return _of_the_gone(connection, waits, targets, edit_wanted_at=None, **failed)
+
+
+def _of_the_gone(connection: Connection, which: Any, targets: Collection[tuple[str, str]], **values: Any) -> int:
+    """Change those deliveries that go to none of the targets; how many there were."""
+    found = connection.execute(select(deliveries.c.channel, deliveries.c.target).where(which).distinct()).all()
     return sum(
         connection.execute(
             update(deliveries)
-            .where(waits, deliveries.c.channel == channel, deliveries.c.target == target)
-            .values(state="failed", last_error="this target is not set up any more")
+            .where(which, deliveries.c.channel == channel, deliveries.c.target == target)
+            .values(**values)
         ).rowcount
         for channel, target in found
         if (channel, target) not in targets
