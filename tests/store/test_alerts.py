@@ -160,21 +160,41 @@ async def test_an_unclear_end_may_repeat(store: Store) -> None:
 
 
 async def test_a_target_that_refuses_is_left_alone_until_it_may_have_been_mended(store: Store) -> None:
-    """The delivery has failed with the reason, the next ones wait; a restart tries again at once."""
+    """What waits for it goes on waiting, the refused message first; a restart tries again at once."""
     alert_id = await add(store)
     await store.write(alerts.park, await claimed(store), "bot was blocked", retry_s=600)
     await add(store)
 
     assert await claim(store) is None
-    assert (await delivery(store, alert_id)).state == "failed"
+    assert await store.read(alerts.due_targets, ["telegram"]) == []
+    refused = await delivery(store, alert_id)
+    assert (refused.state, refused.last_error) == ("pending", "bot was blocked")
+    assert [line.outcome for line in refused.log] == ["refused"]
     [state] = await store.read(alerts.states)
     assert state.parked_reason == "bot was blocked"
 
     await store.write(alerts.unpark, ["telegram"])
-    await store.write(alerts.mark_sent, await claimed(store), "1")
+    again = await claimed(store)
+    assert (again.subject.alert.id, again.subject.may_repeat) == (alert_id, False)
+    await store.write(alerts.mark_sent, again, "1")
     [state] = await store.read(alerts.states)
     assert (state.parked_reason, state.last_error) == (None, None)
     assert state.last_ok_at is not None
+
+
+async def test_a_refused_edit_stops_no_message(store: Store) -> None:
+    """The old message may be out of reach for ever in a chat that takes new ones; it is tried again later."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_sent, await claimed(store), "5")
+    await store.write(alerts.want_edits, [alert_id], now=clock.now())
+    await store.write(alerts.park, await claimed(store), "not enough rights", retry_s=0.1)
+
+    await add(store, severity=Severity.CRITICAL)
+    assert (await claimed(store)).subject.alert.severity == Severity.CRITICAL
+    again = await aeventually(lambda: claim(store))
+    assert again is not None and again.external_id == "5"
+    [state] = await store.read(alerts.states)
+    assert (state.parked_reason, state.last_error) == (None, "not enough rights")
 
 
 async def test_what_waits_for_a_chat_that_is_not_set_up_any_more_is_given_up(store: Store) -> None:

@@ -351,10 +351,8 @@ def want_edits(connection: Connection, alert_ids: Iterable[str], *, now: datetim
     )
     for row in connection.execute(wanted).all():
         last = row.edited_at or row.sent_at
-        if every_s:
-            at = max(now, last + timedelta(seconds=every_s)) if last else now
-        else:
-            at = now - _AT_ONCE
+        in_time = max(now, last + timedelta(seconds=every_s)) if last else now
+        at = in_time if every_s else now - _AT_ONCE
         is_free = row.edit_wanted_at is None or row.edit_wanted_at == row.claimed_until
         if is_free or at < row.edit_wanted_at:
             connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(edit_wanted_at=at))
@@ -368,15 +366,18 @@ _IS_OPEN = deliveries.c.state.in_((literal_column("'pending'"), literal_column("
 
 
 def due_targets(connection: Connection, channels: Sequence[str]) -> list[tuple[str, str]]:
-    """Each (channel, target) of these channels for which something is due."""
+    """Each (channel, target) of these channels for which something is due, and that is not to be left alone."""
     now = database_now(connection)
+    resting = select(channel_states.c.channel, channel_states.c.target).where(channel_states.c.paused_until > now)
+    paused = {(row.channel, row.target) for row in connection.execute(resting)}
     due = union(
         *(
             select(deliveries.c.channel, deliveries.c.target).where(condition)
             for condition in (_sending_due(now), _edit_due(now))
         )
     )
-    return [(row.channel, row.target) for row in connection.execute(due) if row.channel in channels]
+    found = [(row.channel, row.target) for row in connection.execute(due) if row.channel in channels]
+    return [key for key in found if key not in paused]
 
 
 def _is_to(channel: str, target: str) -> Any:
@@ -557,10 +558,21 @@ def mark_failed(connection: Connection, claim: Claim, error: str) -> bool:
 
 
 def park(connection: Connection, claim: Claim, error: str, *, retry_s: float) -> bool:
-    """The target refuses for good: fail this delivery, and leave the target alone for `retry_s`."""
+    """
+    The target refuses until somebody mends it: leave it alone for `retry_s`, and keep what waits for it.
+
+    A refused edit waits alone: its message may be out of reach in a chat that takes new ones.
+    """
     now = database_now(connection)
-    done = mark_failed(connection, claim, error)
-    _set_state(connection, claim, parked_reason=error, paused_until=now + timedelta(seconds=retry_s))
+    until = now + timedelta(seconds=retry_s)
+    if claim.external_id is not None:
+        done = _finish(connection, claim, now, "refused", error=error, edit_wanted_at=until)
+        values: dict[str, Any] = {}
+    else:
+        done = _finish(connection, claim, now, "refused", error=error, state="pending", last_error=error)
+        values = {"parked_reason": error, "paused_until": until}
+    if done:
+        _set_state(connection, claim, last_error=error, last_error_at=now, **values)
     return done
 
 
