@@ -6,6 +6,8 @@ import sys
 import time
 from collections import Counter
 
+from tocsin.text import clean, one_line
+
 failures: Counter[str] = Counter()
 """How often tocsin itself failed, by what it was doing; health shows it."""
 
@@ -46,7 +48,8 @@ def note(doing: str, exc: BaseException) -> None:
         return
     _last_said[doing] = moment
     try:
-        text = f"tocsin: {doing} failed: {type(exc).__name__}: {exc}"
-        sys.stderr.write(text.encode("ascii", "backslashreplace").decode().replace("\n", " ")[:500] + "\n")
+        # It may quote foreign text, and a terminal obeys what it is sent.
+        text = one_line(clean(f"tocsin: {doing} failed: {type(exc).__name__}: {exc}", 500), 500)
+        sys.stderr.write(text.encode("ascii", "backslashreplace").decode() + "\n")
     except Exception:  # (stderr may be closed; there is nowhere left to say it)
         pass
