@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -163,6 +164,35 @@ async def test_a_logged_error_and_its_5xx_answer_are_one(watched: Watched) -> No
     await get(Starlette(routes=[Route("/boom/{x}", answer)]))
 
     assert (await row_of(watched)).exception_type == "LookupError"
+
+
+async def _fail() -> None:
+    raise LookupError("lost")
+
+
+async def _broken_chunks() -> Any:
+    yield b"x"
+    raise LookupError("lost")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: JSONResponse({}, status_code=400, background=BackgroundTask(_fail)),
+        lambda: StreamingResponse(_broken_chunks(), status_code=404),
+    ],
+    ids=["background task", "stream"],
+)
+async def test_what_escapes_behind_a_4xx_answer_is_an_error(answer: Callable[[], Response], watched: Watched) -> None:
+    """The answer was expected; what left the application after it was not."""
+
+    async def respond(request: Request) -> Response:
+        return answer()
+
+    await get(Starlette(routes=[Route("/boom/{x}", respond)]))
+
+    row = await row_of(watched)
+    assert (row.exception_type, row.severity, row.category, row.handled) == ("LookupError", "high", "api", False)
 
 
 async def test_a_stream_that_breaks_is_an_error(watched: Watched) -> None:

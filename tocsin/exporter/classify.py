@@ -330,6 +330,8 @@ _NOT_ERRORS = frozenset(
 
 _IN_REQUEST = frozenset({"asgi", "wsgi", "starlette", "fastapi", "flask", "django", "aiohttp", "http"})
 _AT_THE_END = frozenset({"excepthook", "exit", "signal", "faulthandler", "crash"})
+# Where an exception that is not handled has left the program's hands; a span only tells that it passed.
+_LAST_SEEN = _IN_REQUEST | {"threading", "asyncio"}
 
 
 def classify(evidence: Evidence, own: Sequence[tuple[str, str, str]] = ()) -> Verdict:
@@ -448,6 +450,8 @@ def _severity(evidence: Evidence, is_away: bool) -> tuple[Severity, bool]:
 
 
 def _is_expected(evidence: Evidence) -> bool:
+    if evidence.handled is False and evidence.mechanism in _LAST_SEEN:
+        return False  # whatever was answered before it: a background task runs behind its response
     if evidence.status_code is not None:
         return 400 <= evidence.status_code < 500
     types = set(evidence.types)
