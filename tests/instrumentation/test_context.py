@@ -65,6 +65,16 @@ def test_facts_go_into_threads_and_pools(watched: Watched) -> None:
     assert [row.context.get("user_id") for row in watched.rows()] == ["u7", "u7", None]
 
 
+def test_a_job_from_elsewhere_does_not_inherit_what_a_worker_was_started_in(watched: Watched) -> None:
+    """A pool starts its threads with the first jobs, and keeps them for those of others."""
+    with ThreadPoolExecutor(1) as pool:
+        with tocsin.context(user_id="u7"):
+            pool.submit(track).result()
+        pool.submit(track).result()
+
+    assert [row.context.get("user_id") for row in watched.rows()] == ["u7", None]
+
+
 async def test_facts_go_into_tasks(watched: Watched) -> None:
     async def work() -> None:
         track()

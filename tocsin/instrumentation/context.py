@@ -302,7 +302,7 @@ def _carried() -> tuple[Scope | None, Mapping[str, Any] | None] | None:
 def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
     @functools.wraps(original)
     def start(self: threading.Thread) -> None:
-        carried = _carried()
+        carried = None if _serves_a_pool(self) else _carried()
         if carried is not None:
             run = self.run
 
@@ -316,6 +316,16 @@ def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[[t
 
     start._tocsin = True  # type: ignore[attr-defined]
     return start
+
+
+def _serves_a_pool(thread: threading.Thread) -> bool:
+    """
+    Whether a thread works off the jobs of many: each job brings its own context.
+
+    A worker that is started while a request submits a job would belong to that request for life.
+    """
+    target = getattr(thread, "_target", None)
+    return getattr(target, "__module__", None) == "concurrent.futures.thread"
 
 
 def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
