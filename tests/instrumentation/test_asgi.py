@@ -153,6 +153,25 @@ async def test_a_plain_5xx_answer_is_an_error_by_route(watched: Watched) -> None
     assert len({row.group_id for row in rows}) == 1
 
 
+async def test_a_5xx_answer_without_a_route_is_one_group_and_tells_no_secret(watched: Watched) -> None:
+    """An application of no framework: its paths hold ids, and tokens that no disk shall see."""
+    token = "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    for path in [*(f"/users/{number}/orders" for number in range(3)), f"/pay/{token}/now"]:
+        await get(tocsin.TocsinMiddleware(app), path)
+
+    rows = await rows_of(watched)
+    assert [row.message for row in rows[:3]] == ["GET /users/*/orders answered 503"] * 3
+    assert len({row.group_id for row in rows}) == 2
+    assert token not in str([vars(row) for row in rows])
+    for file in watched.folder.rglob("*"):
+        assert not file.is_file() or token.encode() not in file.read_bytes(), file
+
+
 async def test_a_logged_error_and_its_5xx_answer_are_one(watched: Watched) -> None:
     async def answer(request: Request) -> Response:
         try:

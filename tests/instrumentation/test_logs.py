@@ -161,3 +161,12 @@ def test_the_storing_thread_feeds_nothing_back(watched: Watched) -> None:
 
     assert heard != []
     assert [row.message for row in watched.rows()] == ["first", "second"]
+
+
+def test_a_logger_s_name_tells_no_secret(watched: Watched) -> None:
+    """Some programs name loggers after what they talk to."""
+    secret = "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"
+
+    logging.getLogger(f"client.{secret}").error("it is broken")
+
+    assert secret not in str(vars(watched.row()))

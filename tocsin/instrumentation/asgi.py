@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from tocsin.contained import contained
+from tocsin.exporter.fingerprint import template
+from tocsin.exporter.scrub import scrub_text
 from tocsin.instrumentation import state
 from tocsin.instrumentation.context import SEEN, Scope, current_scope, link_scopes, root_of, route_of
 from tocsin.instrumentation.imports import after_import
@@ -95,7 +97,9 @@ def _note_status(scope: Scope, status: int) -> None:
     if capture is None or root_of(scope).get(SEEN):
         return
     with contained("reading a request"):
-        place = f"{scope.get('method', '')} {route_of(scope) or scope.get('path', '')}"
+        # A path without a template holds ids and secrets, and would make a group of each.
+        path = route_of(scope) or template(scrub_text(str(scope.get("path", ""))))
+        place = f"{scope.get('method', '')} {path}"
         capture.see(Sighting(f"{place} answered {status}", mechanism="asgi", handled=False, status=status, place=place))
 
 

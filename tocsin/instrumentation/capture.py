@@ -139,7 +139,7 @@ class Capture:
         if report.stack:
             attributes[semconv.EXCEPTION_STACKTRACE] = stacks.tidy(report.stack, STACK_LIMIT)
         if report.logger:
-            attributes[semconv.LOGGER] = clean(report.logger, 200)
+            attributes[semconv.LOGGER] = stacks.tidy(report.logger, 200)
         error_id = uuid7(report.time_ns)
         trace = (report.trace_id, report.span_id)
         self._append(
@@ -368,9 +368,9 @@ def _describe_sighting(attributes: dict[str, Any], sighting: Sighting) -> None:
     if sighting.category:
         attributes[semconv.CATEGORY] = _category(sighting.category)
     if sighting.logger:
-        attributes[semconv.LOGGER] = clean(sighting.logger, 200)
+        attributes[semconv.LOGGER] = stacks.tidy(sighting.logger, 200)
     if sighting.place:
-        attributes[semconv.PLACE] = clean(sighting.place, 300)
+        attributes[semconv.PLACE] = stacks.tidy(sighting.place, 300)
     if sighting.mechanism == "excepthook":
         attributes[semconv.EXIT] = True
 
