@@ -15,7 +15,9 @@ from tests.alerts.conftest import ANNA, SHORT, Opener
 from tests.conftest import ErrorFactory
 from tests.standin.telegram import TelegramStandIn
 from tests.waiting import aeventually
+from tocsin.alerts.channels import Message
 from tocsin.alerts.scheduler import running
+from tocsin.alerts.telegram import Telegram
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.store import Store, alerts
@@ -150,6 +152,54 @@ async def test_a_chat_that_refuses_is_named_by_health_and_tried_again_later(
 
     assert sorted(await arrived(telegram, 2)) == ["1", "2"]
     await aeventually(lambda: house.state()["channels"][0]["parked_reason"] is None)
+
+
+class Choking:
+    """A channel with a fault of its own: it cannot say one kind of message."""
+
+    name = "choking"
+    targets = ("17",)
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.choked = 0
+
+    async def send(self, address: str, message: Message) -> str | None:
+        if "KeyError" in message.plain:
+            self.choked += 1
+            raise ValueError("cannot say this")
+        self.said.append(message.plain)
+        return None
+
+    async def edit(self, address: str, external_id: str, message: Message) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+async def test_a_message_that_always_fails_stops_no_other(
+    settings: Settings, store: Store, put: Any, error: ErrorFactory
+) -> None:
+    """The gravest is tried first, and tried again later; the rest passes meanwhile."""
+    channel = Choking()
+    async with running(settings, store, channels=[channel], limits=replace(SHORT, retry_first_s=600, park_s=600)):
+        await put(error("KeyError", severity=Severity.CRITICAL))
+        await aeventually(lambda: channel.choked)
+        await put(error("OSError"))
+
+        await aeventually(lambda: channel.said)
+    assert "OSError" in channel.said[0] and channel.choked == 1
+
+
+async def test_an_address_that_is_none_blocks_nobody(
+    settings: Settings, store: Store, telegram: TelegramStandIn
+) -> None:
+    """What a library cannot take is no fault of the chat."""
+    channel = Telegram(settings)
+    try:
+        with pytest.raises(ValueError, match="invalid literal"):
+            await channel.send("no number", Message(html="", plain=""))
+    finally:
+        await channel.close()
 
 
 async def test_a_group_that_became_a_supergroup_is_followed(

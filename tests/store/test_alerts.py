@@ -151,6 +151,38 @@ async def test_a_failed_attempt_is_made_again_after_its_pause(store: Store) -> N
     assert state.last_error == "no route" and state.paused_until is not None
 
 
+async def test_a_message_that_cannot_be_said_lets_others_pass(store: Store) -> None:
+    """However grave it is; it is tried again later, and nothing is held against the target."""
+    broken = await add(store, severity=Severity.CRITICAL)
+    await add(store, severity=Severity.LOW)
+    await store.write(alerts.postpone, await claimed(store), "UnicodeError", pause_s=0.1)
+
+    assert (await claimed(store)).subject.alert.severity == Severity.LOW
+    again = await aeventually(lambda: claim(store))
+    assert again is not None
+    assert (again.subject.alert.id, again.attempt, again.subject.may_repeat) == (broken, 2, True)
+    [state] = await store.read(alerts.states)
+    assert (state.paused_until, state.last_error) == (None, None)
+
+
+async def test_an_edit_that_fails_again_and_again_pauses_longer(store: Store) -> None:
+    """As a message does; one that succeeds begins anew."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_sent, await claimed(store), "5")
+
+    async def edit() -> Claim:
+        await store.write(alerts.want_edits, [alert_id], now=clock.now())
+        return await claimed(store)
+
+    first = await edit()
+    await store.write(alerts.postpone, first, "UnicodeError", pause_s=0)
+    second = await edit()
+    await store.write(alerts.mark_edited, second)
+
+    assert second.attempt == first.attempt + 1
+    assert (await edit()).attempt == first.attempt
+
+
 async def test_an_unclear_end_may_repeat(store: Store) -> None:
     """The message may have arrived although the answer did not."""
     await add(store)

@@ -112,23 +112,25 @@ class Deliverer:
         except Unacceptable as problem:
             error = str(problem)
             return lambda connection: alerts.mark_failed(connection, claim, error)
-        except Exception as problem:
+        except (Unreachable, TimeoutError) as problem:
             if isinstance(problem, Unreachable):
                 error, unclear = str(problem), problem.unclear
-            elif isinstance(problem, TimeoutError):
-                error, unclear = f"no answer within {limits.attempt_s:g} s", True
             else:
-                note("sending an alert", problem)
-                error, unclear = type(problem).__name__, True
-            pause_s = self._pause_s(claim.attempt)
+                error, unclear = f"no answer within {limits.attempt_s:g} s", True
+            pause_s = self._pause_s(claim.attempt, limits.retry_max_s)
             return lambda connection: alerts.mark_retry(connection, claim, error, pause_s=pause_s, unclear=unclear)
+        except Exception as problem:
+            # Nothing is known against the target: were it paused, this message would block it for ever.
+            note("sending an alert", problem)
+            error, pause_s = type(problem).__name__, self._pause_s(claim.attempt, limits.park_s)
+            return lambda connection: alerts.postpone(connection, claim, error, pause_s=pause_s)
         if claim.external_id is not None:
             return lambda connection: alerts.mark_edited(connection, claim)
         return lambda connection: alerts.mark_sent(connection, claim, external_id)
 
-    def _pause_s(self, attempt: int) -> float:
-        longest = min(self._limits.retry_first_s * 2.0 ** min(attempt - 1, 20), self._limits.retry_max_s)
-        return longest * random.uniform(0.6, 1.0)
+    def _pause_s(self, attempt: int, longest_s: float) -> float:
+        grown_s = self._limits.retry_first_s * 2.0 ** min(attempt - 1, 20)
+        return min(grown_s, longest_s) * random.uniform(0.6, 1.0)
 
     async def _write(self, mark: Mark) -> None:
         """Mark how an attempt went, also when the database is away just then: else it would be made again."""

@@ -17,7 +17,7 @@ class Limits:
     attempt_s: float = 20.0
     retry_first_s: float = 1.0  #      doubles with each attempt …
     retry_max_s: float = 30.0  #       … up to this
-    park_s: float = 600.0  #           a target that refuses for good is asked again after this
+    park_s: float = 600.0  #           a target that refuses is asked again after this
     forget_s: float = 3600.0  #        what waits longer for a target that is not set up has failed
     edit_every_s: float = 30.0  #      counts in a message may be this old
     fold_edit_every_s: float = 3.0  #  a fold that grows names who joined this soon

@@ -110,7 +110,7 @@ class Api:
             return await ask(self._bot)
         except TelegramError as problem:
             raise _failure(problem, self._settings) from None
-        except (OSError, RuntimeError, ValueError) as problem:
+        except (OSError, RuntimeError) as problem:  # not ValueError: that is the message's fault, not the chat's
             raise Unreachable(scrubbed(problem, self._settings)) from None
 
     async def updates(self, offset: int | None, wait_s: float) -> Sequence[Update]:
@@ -121,7 +121,10 @@ class Api:
                 offset=offset, timeout=int(wait_s), allowed_updates=["message", "callback_query"]
             )
 
-        return await self.call(ask)
+        try:
+            return await self.call(ask)
+        except ValueError as problem:  # an answer that the library cannot read
+            raise Unreachable(scrubbed(problem, self._settings)) from None
 
     async def close(self) -> None:
         """Close what is connected; the library's own way does so only after a greeting that may have failed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -39,7 +40,7 @@ LOG_LIMIT = 20
 """Attempts that a delivery remembers."""
 
 _EDIT_ATTEMPT = 3
-"""Edits are not counted; a failed one pauses as a third attempt does."""
+"""An edit that fails for the first time pauses as a third attempt does."""
 
 _MESSAGE_WINDOW = timedelta(minutes=1)
 
@@ -486,11 +487,16 @@ def claim(
         channel=channel,
         target=target,
         address=state.moved_to or target,
-        attempt=values.get("attempts", _EDIT_ATTEMPT),
+        attempt=values.get("attempts", _EDIT_ATTEMPT + _failures(row.log)),
         external_id=row.external_id if is_edit else None,
         edit_wanted_at=values["edit_wanted_at"],
         subject=subject,
     )
+
+
+def _failures(log: Sequence[dict[str, Any]]) -> int:
+    """How many of the last attempts failed."""
+    return len(list(takewhile(lambda line: line["outcome"] not in ("sent", "edited"), reversed(log))))
 
 
 def _lock_state(connection: Connection, channel: str, target: str) -> Row[Any]:
@@ -533,16 +539,27 @@ def mark_retry(connection: Connection, claim: Claim, error: str, *, pause_s: flo
     """
     now = database_now(connection)
     until = now + timedelta(seconds=pause_s)
-    if claim.external_id is not None:
-        done = _finish(connection, claim, now, "retry", error=error, edit_wanted_at=until)
-    else:
-        values: dict[str, Any] = {"state": "pending", "next_attempt_at": until, "last_error": error}
-        if unclear:
-            values["may_repeat"] = True
-        done = _finish(connection, claim, now, "retry", error=error, **values)
+    done = _put_off(connection, claim, now, until, error, unclear=unclear)
     if done:
         _set_state(connection, claim, paused_until=until, last_error=error, last_error_at=now)
     return done
+
+
+def postpone(connection: Connection, claim: Claim, error: str, *, pause_s: float) -> bool:
+    """The attempt failed by what this message is, or by our own fault: others to the same target may pass."""
+    now = database_now(connection)
+    return _put_off(connection, claim, now, now + timedelta(seconds=pause_s), error, unclear=True)
+
+
+def _put_off(
+    connection: Connection, claim: Claim, now: datetime, until: datetime, error: str, *, unclear: bool
+) -> bool:
+    if claim.external_id is not None:
+        return _finish(connection, claim, now, "retry", error=error, edit_wanted_at=until)
+    values: dict[str, Any] = {"state": "pending", "next_attempt_at": until, "last_error": error}
+    if unclear:
+        values["may_repeat"] = True
+    return _finish(connection, claim, now, "retry", error=error, **values)
 
 
 def mark_failed(connection: Connection, claim: Claim, error: str) -> bool:
