@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from tests.conftest import ErrorFactory
 from tests.postgres import PostgresServer
@@ -120,6 +121,94 @@ def test_a_file_that_another_process_holds_is_away(sqlite_url: str, error: Error
 
     assert store.read_now(count_errors) == 1
     holder.close()
+    store.close_now()
+
+
+_RAISES = "DO $$ BEGIN RAISE EXCEPTION 'no more connections allowed' USING ERRCODE = '{}'; END $$"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        _RAISES.format("XX000"),  # what poolers answer when they have no place left
+        _RAISES.format("08P01"),
+        _RAISES.format("25006"),
+        _RAISES.format("40P01"),
+        _RAISES.format("53300"),
+        _RAISES.format("57P03"),
+        _RAISES.format("P0001"),
+        "SELECT lost FROM error_logs",
+        "SELECT * FROM lost",
+    ],
+)
+async def test_what_postgresql_says_of_itself_is_an_outage(postgres_url: str, statement: str) -> None:
+    """None of it speaks against an error, which is kept for later."""
+    store = open_store(postgres_url)
+
+    with pytest.raises(StoreAway):
+        await store.write(lambda connection: connection.exec_driver_sql(statement))
+
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1 / 0",
+        "SELECT 'x'::uuid",
+        "INSERT INTO tocsin.counters VALUES ('group_number', 1)",
+        "INSERT INTO tocsin.counters VALUES (NULL, 1)",
+        _RAISES.format("54000"),
+    ],
+)
+async def test_what_postgresql_says_of_a_value_passes(postgres_url: str, statement: str) -> None:
+    """Another try would meet the same."""
+    store = open_store(postgres_url)
+
+    with pytest.raises(DBAPIError):
+        await store.write(lambda connection: connection.exec_driver_sql(statement))
+
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "a", "value": "no number"},
+        {"name": object(), "value": 1},
+        {"name": "group_number", "value": 1},
+        {"name": None, "value": 1},
+    ],
+)
+async def test_a_value_that_cannot_be_stored_passes(store: Store, values: dict[str, Any]) -> None:
+    """Also where the driver refuses it before the database does."""
+    if store.dialect == "sqlite" and values["value"] == "no number":
+        pytest.skip("SQLite stores it")
+
+    with pytest.raises(DBAPIError):
+        await store.write(lambda connection: connection.execute(insert(schema.counters).values(values)))
+
+
+async def test_a_time_without_a_zone_passes(store: Store) -> None:
+    """It fails on its way to the driver."""
+    values = {"service": "shop", "release": "1", "first_seen": datetime(2026, 1, 1)}  # noqa: DTZ001
+
+    with pytest.raises(StatementError, match="time zone"):
+        await store.write(lambda connection: connection.execute(insert(schema.releases).values(values)))
+
+
+def test_a_damaged_file_is_away(tmp_path: Path) -> None:
+    """A disk that fails says nothing against what was to be stored."""
+    path = tmp_path / "tocsin.db"
+    store = open_store(f"sqlite:///{path}")
+    store.write_now(lambda connection: connection.execute(text("CREATE TABLE t (x)")) and None)
+    store.close_now()
+    path.write_bytes(path.read_bytes()[:100] + b"\xff" * 4000)
+    store = open_store(f"sqlite:///{path}")
+
+    with pytest.raises(StoreAway, match="malformed"):
+        store.read_now(lambda connection: connection.execute(text("SELECT * FROM t")).all())
+
     store.close_now()
 
 

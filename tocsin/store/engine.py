@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import sqlalchemy
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DataError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tocsin.failures import BadInput, StoreAway
@@ -291,26 +291,26 @@ def sqlstate(problem: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-# Codes of PostgreSQL that say nothing against the data: connection, resources, shutdown, read-only,
-# serialization, deadlock, lock and statement time-outs; and tables or rights that are missing, which
-# somebody will bring back. Whoever writes keeps what it has and tries again.
-_PASSING = (
-    "08",
-    "28",
-    "53",
-    "57P",
-    "58",
-    "25006",
-    "3D000",
-    "3F000",
-    "40001",
-    "40P01",
-    "42501",
-    "42703",
-    "42P01",
-    "55P03",
-    "57014",
-)
+_ABOUT_DATA = ("22", "23", "54")
+"""Classes of SQLSTATE that speak of a value: data exception, integrity, a program limit exceeded."""
+
+
+def _is_about_data(problem: DBAPIError) -> bool:
+    """
+    Whether a database refuses a value, which no other try would change.
+
+    All else is the database speaking of itself, in more ways than a list can hold: poolers without a free
+    place, a damaged file, a table that somebody will bring back. Whoever writes keeps what it has.
+    """
+    if state := sqlstate(problem):
+        return state.startswith(_ABOUT_DATA)
+    if isinstance(problem, DataError | IntegrityError):
+        return True
+    # What a driver cannot bind never reached the database; each says so in its own class.
+    is_bind = isinstance(problem.orig, sqlite3.ProgrammingError | sqlite3.InterfaceError)
+    if is_bind and "binding parameter" in str(problem.orig):
+        return True
+    return isinstance(getattr(problem.orig, "__cause__", None), ValueError)
 
 
 @contextmanager
@@ -318,13 +318,11 @@ def _away() -> Any:
     """Turn every way in which a database can be away into `StoreAway`; what is wrong with the data passes."""
     try:
         yield
-    except (OperationalError, InterfaceError) as problem:
-        raise StoreAway(_reason(problem)) from problem
     except DBAPIError as problem:
-        if problem.connection_invalidated or (sqlstate(problem) or "").startswith(_PASSING):
-            raise StoreAway(_reason(problem)) from problem
-        raise
-    except (OSError, TimeoutError, PoolTimeout, sqlite3.OperationalError) as problem:
+        if not problem.connection_invalidated and _is_about_data(problem):
+            raise
+        raise StoreAway(_reason(problem)) from problem
+    except (OSError, TimeoutError, PoolTimeout, sqlite3.Error) as problem:
         raise StoreAway(_reason(problem)) from problem
 
 
