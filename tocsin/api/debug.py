@@ -32,6 +32,7 @@ MUTED_FOR = timedelta(hours=1)
 _HEALTH_WITHIN_S = 2.0
 _LED_WITHIN_S = 20.0
 _LARGEST_NUMBER = 2**31 - 1
+_MOST_DIGITS = 20
 _SEVERITIES = tuple(Severity)
 _STATUSES = tuple(Status)
 
@@ -210,9 +211,11 @@ async def get_group(request: Request, house: House) -> Response:
 def number_in(request: Request) -> int:
     """The group's number in the path; what is no number names no group."""
     text = request.path_params["n"].removeprefix("#")
-    if not (text.isascii() and text.isdigit()) or not 0 < int(text[:12]) <= _LARGEST_NUMBER:
+    # Python refuses to read a number of thousands of digits, be they zeros.
+    digits = text if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else "0"
+    if not 0 < int(digits) <= _LARGEST_NUMBER:
         raise HTTPException(404, f"there is no group {text[:40]}")
-    return int(text)
+    return int(digits)
 
 
 async def act(
