@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,10 +12,10 @@ from uuid import UUID
 from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, or_, select, update
 
 from tocsin import lifecycle
-from tocsin.failures import BadInput, NotFound
+from tocsin.failures import NotFound
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
-from tocsin.store import audit, schema
+from tocsin.store import audit, cursors, schema
 from tocsin.store.engine import wake_others
 
 _groups = schema.error_groups
@@ -103,11 +101,6 @@ class Acted:
 def by_number(connection: Connection, number: int) -> Group:
     """The group that people call ``#number``; raises `NotFound`."""
     return _one(connection, _numbered(number), f"group #{number}")
-
-
-def by_id(connection: Connection, group_id: str) -> Group:
-    """The group with this id; raises `NotFound`."""
-    return _one(connection, select(_groups).where(_groups.c.id == group_id), f"group {group_id}")
 
 
 def number_of_error(connection: Connection, error_id: str) -> int:
@@ -273,13 +266,13 @@ def list_groups(
         places = (_groups.c.title, _groups.c.culprit, _groups.c.exception_type)
         query = query.where(or_(*(place.icontains(q, autoescape=True) for place in places)))
     if before is not None:
-        last_seen, group_id = _read_cursor(before)
+        last_seen, group_id = cursors.decode(before)
         same_moment = and_(_groups.c.last_seen == last_seen, _groups.c.id < group_id)
         query = query.where(or_(_groups.c.last_seen < last_seen, same_moment))
     query = query.order_by(_groups.c.last_seen.desc(), _groups.c.id.desc()).limit(limit + 1)
     found = [Group.from_row(row) for row in connection.execute(query).mappings()]
     page = found[:limit]
-    return page, _cursor(page[-1]) if len(found) > limit and page else None
+    return page, cursors.encode(page[-1].last_seen, page[-1].id) if len(found) > limit and page else None
 
 
 _SAVED = (
@@ -321,19 +314,3 @@ def _one(connection: Connection, query: Select[Any], what: str) -> Group:
 def _newest_release(connection: Connection, service: str) -> str | None:
     query = select(_releases.c.release).where(_releases.c.service == service)
     return connection.execute(query.order_by(_releases.c.first_seen.desc()).limit(1)).scalar()
-
-
-def _cursor(group: Group) -> str:
-    return base64.urlsafe_b64encode(f"{group.last_seen.isoformat()} {group.id}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        last_seen, group_id = text.split(" ", 1)
-        moment = datetime.fromisoformat(last_seen)
-        if moment.tzinfo is None:
-            raise ValueError
-    except (ValueError, binascii.Error):
-        raise BadInput("before", "not a value that a list has returned as `next`") from None
-    return moment, group_id

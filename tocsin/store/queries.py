@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +12,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, false, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tocsin.failures import BadInput, NotFound
+from tocsin.failures import NotFound
 from tocsin.lifecycle import Status
+from tocsin.store import cursors
 from tocsin.store.schema import counters, error_counts, error_groups, error_logs, hourly_totals, instances
 
 MAX_LIMIT = 500
@@ -106,7 +103,9 @@ def list_errors(
     if since is not None:
         wanted.append(error_logs.c.timestamp >= since)
     if before is not None:
-        timestamp, error_id = _position(before)
+        timestamp, error_id = cursors.decode(before)
+        if not is_error_id(error_id):
+            raise cursors.refusal()
         wanted.append(
             or_(
                 error_logs.c.timestamp < timestamp,
@@ -115,7 +114,8 @@ def list_errors(
         )
     found = connection.execute(_ERRORS.where(*wanted).order_by(*_NEWEST_FIRST).limit(limit + 1)).mappings().all()
     rows = [_error(row) for row in found[:limit]]
-    return rows, _cursor(rows[-1]) if len(found) > limit else None
+    following = cursors.encode(rows[-1]["timestamp"], rows[-1]["id"]) if len(found) > limit else None
+    return rows, following
 
 
 def get_error(connection: Connection, error_id: str) -> Row:
@@ -293,32 +293,3 @@ def _error(row: RowMapping) -> Row:
 
 def _most_first(counts: dict[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-# A place in a list is opaque to who holds it, and guarded against slips by a check sum, so that a
-# damaged one is refused instead of giving another page.
-
-
-def _cursor(row: Row) -> str:
-    return _encode(row["timestamp"], row["id"])
-
-
-def _encode(timestamp: datetime, error_id: str) -> str:
-    body = json.dumps([timestamp.isoformat(), error_id], separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(_check(body) + body).decode().rstrip("=")
-
-
-def _position(cursor: str) -> tuple[datetime, str]:
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        moment, error_id = json.loads(raw[6:])
-        timestamp = datetime.fromisoformat(moment)
-        if not is_error_id(error_id) or _encode(timestamp, error_id) != cursor:
-            raise ValueError
-    except (ValueError, TypeError, binascii.Error):
-        raise BadInput("before", "give the value of `next` from an earlier answer, as it was") from None
-    return timestamp, error_id
-
-
-def _check(body: bytes) -> bytes:
-    return hashlib.sha256(b"tocsin.errors" + body).digest()[:6]
