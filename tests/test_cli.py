@@ -250,14 +250,41 @@ def test_without_errors_the_commands_say_so(tocsin: Tocsin, here: str) -> None:
 
 
 def test_an_empty_database_is_made_ready(
-    tocsin: Tocsin, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+    tocsin: Tocsin, empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever looks first meets no traceback for want of a table."""
-    monkeypatch.setenv("TOCSIN_DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", empty_postgres_url)
 
     answer = tocsin("errors")
 
     assert (answer.code, answer.out) == (0, "no errors\n")
+
+
+def test_looking_makes_no_file(tocsin: Tocsin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped path is said, and not taken for a database without errors."""
+    path = tmp_path / "no" / "such.db"
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", f"sqlite:///{path}")
+
+    answer = tocsin("errors")
+
+    assert answer.code == 1
+    assert str(path) in answer.err
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("span", ["0s", "999999w"])
+def test_a_span_that_is_none_is_said_in_a_line(tocsin: Tocsin, span: str) -> None:
+    answer = tocsin("mute", "1", span)
+
+    assert answer.code == 2
+    assert "such as 30m" in answer.err and len(answer.err.splitlines()) == 1
+
+
+def test_a_wrong_word_is_answered_in_plain_words(tocsin: Tocsin) -> None:
+    answer = tocsin("errors", "--severity", "purple")
+
+    assert answer.code == 2
+    assert "low" in answer.err and "Severity" not in answer.err
 
 
 def test_nothing_that_was_stored_steers_the_terminal(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:

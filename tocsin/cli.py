@@ -232,9 +232,13 @@ def test_alert(arguments: argparse.Namespace) -> int:
 def _store() -> Iterator[Store]:
     """The database that the settings name, ready for use."""
     from tocsin.store import open_store
+    from tocsin.store.engine import SqliteStore
     from tocsin.store.migrate import prepare_now
 
-    store = open_store(Settings.load().database_url)
+    settings = Settings.load()
+    store = open_store(settings.database_url)
+    if isinstance(store, SqliteStore) and not store.path.exists():
+        raise StoreAway(f"there is no file {store.path}; TOCSIN_DATABASE_URL names it, and the first error makes it")
     try:
         prepare_now(store)
         yield store
@@ -445,7 +449,10 @@ def mute(arguments: argparse.Namespace) -> int:
     """Some groups, silent for a while."""
     *words, last = arguments.groups
     if words and not _is_number(last) and re.fullmatch(r"[0-9]+[a-z]+", last):
-        arguments.groups, arguments.span = words, _span(last)
+        try:
+            arguments.groups, arguments.span = words, _span(last)
+        except argparse.ArgumentTypeError as problem:
+            raise BadInput(last, str(problem)) from None
     return _act(arguments, Trigger.MUTE, until=clock.now() + arguments.span)
 
 
@@ -458,7 +465,7 @@ def _act(arguments: argparse.Namespace, trigger: Trigger, *, until: datetime | N
     with _store() as store:
         for number in numbers:
             try:
-                acted = store.write_now(groups.act, number, trigger, by=by, via="cli", now=clock.now(), until=until)
+                acted = store.write_now(groups.act, number, trigger, by=by, via="cli", until=until)
             except (NotFound, IllegalTransition) as problem:
                 outcomes.append({"success": False, "error": str(problem)})
             else:
@@ -578,6 +585,11 @@ def _span(value: str) -> timedelta:
     return span
 
 
+def _words(kind: Iterable[str]) -> list[str]:
+    """The plain words of an enumeration: argparse shows a wrong choice by its `repr`."""
+    return [str(word) for word in kind]
+
+
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -657,10 +669,10 @@ def _all() -> tuple[argparse.ArgumentParser, Iterable[str]]:
         "tocsin errors --json | jq '.errors[0].stack'",
     )
     one.add_argument("--groups", action="store_true", help="groups instead of single errors")
-    one.add_argument("--severity", choices=[*Severity], metavar="WORD", help=", ".join(Severity))
+    one.add_argument("--severity", choices=_words(Severity), metavar="WORD", help=", ".join(Severity))
     one.add_argument("--category", metavar="WORD", help="such as database, amocrm, api")
     one.add_argument(
-        "--status", choices=["unresolved", *Status], metavar="WORD", help=f"unresolved, {', '.join(Status)}"
+        "--status", choices=["unresolved", *_words(Status)], metavar="WORD", help=f"unresolved, {', '.join(Status)}"
     )
     one.add_argument("--group", type=_group_number, metavar="N", help="only errors of this group")
     one.add_argument("-q", metavar="TEXT", help="only with this text")

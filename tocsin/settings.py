@@ -72,6 +72,12 @@ def parse_bytes(value: str) -> int:
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+def _spool_bytes(value: str) -> int:
+    if (limit := parse_bytes(value)) < 2**20:
+        raise ValueError("give at least 1M: less holds no error safely")
+    return limit
+
+
 def _switch(value: str) -> bool:
     word = value.strip().lower()
     if word in ("1", "true", "yes", "on"):
@@ -208,7 +214,7 @@ class Settings:
     endpoint: str | None = _setting(None, _web_url, "a tocsin server to send errors to instead of a database")
     spool_dir: str = _setting(_default_spool_dir, _text, "folder of the durable buffer on local disk")
     spool_max_bytes: int | None = _setting(
-        None, parse_bytes, "the most that the spool may hold (default: 1 GiB or a tenth of the free disk)"
+        None, _spool_bytes, "the most that the spool may hold (default: 1 GiB or a tenth of the free disk)"
     )
 
     service: str = _setting("", _text, "name of the service (else OTEL_SERVICE_NAME, else the program's name)")

@@ -166,6 +166,38 @@ def test_a_server_and_a_service_in_one_process_store_everything_once(database_ur
     assert messages(database_url) == [f"m{number:03}" for number in range(200)]
 
 
+def test_what_was_lost_is_said_and_stands_in_the_instances_row(
+    database_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.max_bytes = 0
+        assert not spool.append(error_line())
+        assert not spool.append(error_line())
+        drain.wake()
+
+        def lost() -> list[int]:
+            found = read(database_url, lambda connection: connection.execute(select(instances)).all())
+            return [row.lost for row in found]
+
+        eventually(lambda: lost() == [2])
+    assert capfd.readouterr().err.count("errors are only counted") == 1
+
+
+def test_texts_are_told_apart_by_what_they_say(database_url: str, tmp_path: Path) -> None:
+    """They are reported from the same function; only the first would ring if they were one group."""
+    stack = '  File "/srv/shop/stock.py", line 7, in check\n'
+    texts = ["stock is negative", "payment provider is down", "order 5 failed", "order 17 failed"]
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        for text_ in texts:
+            attributes: Any = {"exception.type": None, "exception.stacktrace": stack, "tocsin.place": "shop in check"}
+            spool.append(error_line(text_, **attributes))
+        drain.wake()
+        eventually(lambda: drain.stored == 4)
+
+    groups = read(database_url, lambda connection: connection.execute(select(error_groups.c.count)).scalars().all())
+    assert sorted(groups) == [1, 1, 2]
+
+
 def test_a_dead_process_is_not_seen_alive_by_what_it_left(database_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     spool = Spool(folder, 2**30, RESOURCE)

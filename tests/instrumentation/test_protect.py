@@ -167,3 +167,14 @@ def test_before_init_nothing_happens(unwatched: Watched) -> None:
         raise ValueError("no")
 
     assert not unwatched.spool.exists()
+
+
+def test_protect_needs_no_parentheses(watched: Watched) -> None:
+    @tocsin.protect
+    def push() -> None:
+        raise ValueError("bare")
+
+    with pytest.raises(ValueError, match="bare"):
+        push()
+
+    assert watched.row().message == "bare"

@@ -145,7 +145,8 @@ def _error(
         message=message,
         fingerprint=fingerprint(
             exception_type=exception_type,
-            frames=stack_frames,
+            # Without an exception the frames only say who reports it; what it says tells it apart.
+            frames=stack_frames if exception_type else [],
             message=message,
             logger=logger,
             place=attributes.get(semconv.PLACE),

@@ -66,6 +66,9 @@ class Drain:
         self._segments: dict[Path, _Segment] = {}
         self._orphans: list[Orphan] = []
         self._behind = timedelta(0)
+        self._source: decoding.Source | None = None  # of this process's own errors
+        self._told_lost = 0
+        self._has_complained = False
         self._next_clock = self._next_adoption = 0.0
         self._signal = allocate_lock()
         self._signal.acquire()
@@ -151,7 +154,11 @@ class Drain:
         is_storming = False
         if self._spool is not None:
             is_storming = self._spool.flush_counts()
+            if self._spool.lost and not self._has_complained:
+                self._has_complained = True
+                _complain(f"tocsin: {self._folder} is full, or its disk is: errors are only counted")
             self._store_own(self._spool)
+            self._tell_losses(self._spool)
         if time.monotonic() >= self._next_adoption and self._deadline is None:
             self._next_adoption = time.monotonic() + (SERVER_ADOPTS_EVERY_S if self._spool is None else ADOPT_EVERY_S)
             self._orphans += spooling.adopt_orphans(self._folder)
@@ -160,12 +167,23 @@ class Drain:
         self._store_orphans()
         return is_storming
 
+    def _tell_losses(self, spool: Spool) -> None:
+        """What could only be counted stands in the instance's row, also when nothing else is stored."""
+        lost = spool.lost
+        if lost > self._told_lost and self._source is not None:
+            from tocsin.store import errors  # noqa: PLC0415
+
+            instance = self._report(self._source.instance, None)
+            self._ready_store().write_now(errors.write_instance, instance, clock.now() + self._behind)
+            self._told_lost = lost
+
     def _store_own(self, spool: Spool) -> None:
         for path in spool.segments():
             segment = self._segments.setdefault(path, _Segment(path, position=0))
             is_final = not spool.is_open(path)
             while self._store_some(segment, is_final=is_final):
                 pass
+            self._source = segment.source or self._source
             if is_final and segment.position == path.stat().st_size and spool.remove(path):
                 del self._segments[path]
 
@@ -321,6 +339,8 @@ class Drain:
     def _has_own_left(self) -> bool:
         if self._spool is None:
             return False
+        if self._spool.lost > self._told_lost:
+            return True
         for path in self._spool.segments():
             segment = self._segments.get(path)
             position = segment.position if segment else None

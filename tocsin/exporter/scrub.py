@@ -234,13 +234,15 @@ def _fit(text: str, limit: int) -> str:
         return text
     keep = max(limit - 64, 0)
     head, tail = text[: keep * 3 // 4], text[len(text) - keep // 4 :]
-    head = head[: max(head.rfind("\n"), head.rfind(" ")) + 1]
+    # A text without white space keeps all but what half a secret may reach over.
+    head = head[: max(head.rfind("\n") + 1, head.rfind(" ") + 1, len(head) - _REACH)]
     after = _SEAM.search(tail)
-    tail = tail[after.end() :] if after else ""
+    tail = tail[after.end() :] if after else tail[_REACH:]
     tail = _END_OF_KEY.sub("", tail, count=1)
     return f"{head}…[{len(text) - len(head) - len(tail)} characters left out]… {tail}"
 
 
+_REACH = 4096
 _SEAM = re.compile(r"\n|\s(?=[^\n]{0,200}\Z)")
 _END_OF_KEY = re.compile(r"\A[A-Za-z0-9+/=\s\\]*+-----END [A-Z0-9 ]{0,40}-----")
 

@@ -566,11 +566,13 @@ def default_max_bytes(folder: Path) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files of a spool folder hold together."""
+    """What waits in a spool folder, and what was refused; the counters beside it have a fixed size."""
     total = 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name.endswith((".live", ".new")):
+                    continue
                 try:
                     total += entry.stat(follow_symlinks=False).st_size
                 except OSError:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from tocsin.contained import contained
 from tocsin.ids import uuid7
@@ -65,25 +65,42 @@ def _said(text: str) -> Sighting:
     return seen
 
 
-class protect:  # noqa: N801  (reads as a decorator and as a statement)
+@overload
+def protect(function: Callable[P, T], /) -> Callable[P, T]: ...
+
+
+@overload
+def protect(
+    *, category: str | None = None, severity: str | None = None, context: Mapping[str, Any] | None = None
+) -> Guard: ...
+
+
+def protect(
+    function: Callable[P, T] | None = None,
+    /,
+    *,
+    category: str | None = None,
+    severity: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> Callable[P, T] | Guard:
     """
     Record what leaves a function or a block, and raise it again.
 
-    ``@tocsin.protect(category="amocrm", severity="high")`` for sync and async functions, whose
-    signature stays, and ``with tocsin.protect(…):``, ``async with tocsin.protect(…):``.
+    ``@tocsin.protect`` and ``@tocsin.protect(category="amocrm", severity="high")`` for sync and async
+    functions, whose signature stays; ``with tocsin.protect(…):`` and ``async with tocsin.protect(…):``.
 
     Args:
         severity, category: as for `track_error`.
         context: facts to keep with each error.
     """
+    guard = Guard(category, severity, context)
+    return guard if function is None else guard(function)
 
-    def __init__(
-        self,
-        *,
-        category: str | None = None,
-        severity: str | None = None,
-        context: Mapping[str, Any] | None = None,
-    ) -> None:
+
+class Guard:
+    """What `protect` gives: a decorator, and a context manager of both kinds."""
+
+    def __init__(self, category: str | None, severity: str | None, context: Mapping[str, Any] | None) -> None:
         self._category = category
         self._severity = severity if severity in list(Severity) else None
         self._context = context
