@@ -172,6 +172,47 @@ async def test_a_5xx_answer_without_a_route_is_one_group_and_tells_no_secret(wat
         assert not file.is_file() or token.encode() not in file.read_bytes(), file
 
 
+async def test_a_5xx_answer_is_an_error_beside_a_lesser_one(watched: Watched) -> None:
+    """What the program holds for low does not say that the request failed; a third sighting changes nothing."""
+
+    async def answer(request: Request) -> Response:
+        tocsin.track_error(LookupError("cache is slow"), "low")
+        if "x" in request.query_params:
+            tocsin.track_error(LookupError("lost"), "high")
+        return PlainTextResponse("", 503)
+
+    app = Starlette(routes=[Route("/boom/{x}", answer)])
+    await get(app)
+    await get(app, "/boom/1?x=1")
+
+    rows = await rows_of(watched)
+    assert [(row.message, row.severity, row.handled) for row in rows] == [
+        ("cache is slow", "low", True),
+        ("GET /boom/{x} answered 503", "high", False),
+        ("cache is slow", "low", True),
+        ("lost", "high", True),
+    ]
+
+
+async def test_a_lesser_error_that_a_handler_answers_with_5xx_is_the_request_s(watched: Watched) -> None:
+    """It is seen again with what it led to, and needs no error beside it."""
+
+    async def fail(request: Request) -> Response:
+        try:
+            raise LookupError("lost")
+        except LookupError as exc:
+            tocsin.track_error(exc, "low")
+            raise
+
+    async def answer(request: Request, exc: Exception) -> Response:
+        return PlainTextResponse("", 503)
+
+    await get(Starlette(routes=[Route("/boom/{x}", fail)], exception_handlers={LookupError: answer}))
+
+    row = await row_of(watched)
+    assert (row.exception_type, row.severity) == ("LookupError", "high")
+
+
 async def test_a_logged_error_and_its_5xx_answer_are_one(watched: Watched) -> None:
     async def answer(request: Request) -> Response:
         try:

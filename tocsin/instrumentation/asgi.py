@@ -92,7 +92,7 @@ def _watching_lifespan(send: Send) -> Send:
 
 
 def _note_status(scope: Scope, status: int) -> None:
-    """A response that says the server failed, with no exception that anyone saw."""
+    """A response that says the server failed, where nothing that anyone saw in the request says so."""
     capture = state.current
     if capture is None or root_of(scope).get(SEEN):
         return

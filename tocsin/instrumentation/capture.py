@@ -168,6 +168,8 @@ class Capture:
     def _see(self, sighting: Sighting) -> str | None:
         error = sighting.error
         scope = context.current_scope.get()
+        if scope is not None and _tells_of_failure(sighting):
+            context.root_of(scope)[context.SEEN] = True
         if not isinstance(error, BaseException):
             key: Any = (sighting.logger, sighting.place, template(error[:300]))
             return self._admit(sighting, key, (), scope)
@@ -193,8 +195,6 @@ class Capture:
 
     def _admit(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
         """Write an error out in full, or count it when its place has written enough this second."""
-        if scope is not None:
-            context.root_of(scope)[context.SEEN] = True
         place = self._places.get(key)
         second = sighting.time_ns >> 30
         if not self._may_write(place, second):
@@ -426,6 +426,15 @@ def _rank(sighting: Sighting) -> int:
     if sighting.handled:
         return Severity.LOW.rank
     return _UNHANDLED.get(sighting.mechanism, Severity.LOW).rank
+
+
+def _tells_of_failure(sighting: Sighting) -> bool:
+    """Whether a request that is answered with a 5xx needs no further error to say so."""
+    if sighting.severity:
+        return Severity(sighting.severity).rank >= Severity.HIGH.rank
+    if sighting.level is not None:
+        return sighting.level >= logging.ERROR
+    return not sighting.handled or sighting.status is None or sighting.status >= 500
 
 
 def _severity_number(sighting: Sighting) -> int:

@@ -30,7 +30,7 @@ _ON_EXCEPTION: Final = "__tocsin_context__"
 _TRACE: Final = "tocsin.trace"
 _OUTER: Final = "tocsin.outer"
 SEEN: Final = "tocsin.seen"
-"""Stands in the scope of a request in which an error was seen."""
+"""Stands in the scope of a request in which an error was seen that tells of its failure."""
 
 HEADERS: Final = {
     b"host",
