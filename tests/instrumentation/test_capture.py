@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import multiprocessing
 import os
@@ -549,6 +550,52 @@ def test_a_forked_child_captures_into_a_spool_of_its_own(watched: Watched) -> No
     eventually(lambda: errors_in(watched.database_url) == 3)
     assert sorted(row.message for row in watched.rows()) == ["after", "before", "in the child"]
     assert len({row.instance_id for row in watched.rows()}) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_threads_of_a_child_that_raise_at_once_share_one_spool(watched: Watched) -> None:
+    """The first error of a forked child starts it anew, once."""
+
+    def work() -> None:
+        barrier = threading.Barrier(8)
+
+        def track() -> None:
+            barrier.wait(10)
+            tocsin.track_error("in the child")
+
+        threads = [threading.Thread(target=track) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    in_child(work)
+
+    eventually(lambda: errors_in(watched.database_url) == 8)
+    assert len({row.instance_id for row in watched.rows()}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_signal_in_the_middle_of_a_child_s_start_is_captured(watched: Watched) -> None:
+    """Its handler cannot wait for what it interrupts."""
+
+    def work(delay_s: float) -> None:
+        handled = threading.Event()
+
+        def handler(*_: object) -> None:
+            tocsin.track_error("in the handler")
+            handled.set()
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, delay_s)
+        tocsin.track_error("in the child")
+        assert handled.wait(10)
+
+    for step in range(1, 16):
+        in_child(functools.partial(work, step * 0.0003))
+
+    eventually(lambda: errors_in(watched.database_url) == 30)
+    assert len({row.instance_id for row in watched.rows()}) == 15
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

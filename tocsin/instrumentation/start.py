@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from tocsin.instrumentation.state import Report, Sighting
 from tocsin.settings import Settings, git_release, service_name
 
 EXIT_TIMEOUT_S = 1.5
+_BIRTH_TIMEOUT_S = 2.0
+_MOST_WAITING = 10
 
 problems: list[str] = []
 """What was wrong with the settings when this process started; health shows it."""
 
 _started: Settings | None = None
 _registered = False
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def init(service: str | None = None, **arguments: Any) -> None:
@@ -135,20 +138,32 @@ def _at_exit() -> None:
 def _after_fork() -> None:
     """In a forked child threads are gone and the files are the parent's: begin anew, at the first error."""
     global _lock
-    _lock = threading.Lock()  # another thread of the parent may have held it
+    _lock = threading.RLock()  # another thread of the parent may have held it
     own_threads.clear()
     inherited = state.current
     if isinstance(inherited, Capture):
         inherited.spool.abandon()
+    if isinstance(inherited, Capture | _Unborn):  # one that another thread was about to replace stays so for ever
         state.current = _Unborn()
 
 
 class _Unborn:
     """Stands for the capture of a forked child until it has something to record."""
 
+    def __init__(self) -> None:
+        self.is_giving_birth = False
+        self.waiting: deque[Sighting] = deque(maxlen=_MOST_WAITING)
+
     def see(self, sighting: Sighting) -> str | None:
         capture = _born(self)
-        return capture.see(sighting) if capture is not None else None
+        if capture is not None:
+            return capture.see(sighting)
+        if not self.is_giving_birth:
+            return None
+        # A signal handler in the middle of it, which must not wait: recorded right after.
+        sighting.error_id = uuid7(clock.now_ns())
+        self.waiting.append(sighting)
+        return sighting.error_id
 
     def record(self, report: Report) -> str | None:
         capture = _born(self)
@@ -162,10 +177,26 @@ class _Unborn:
 
 
 def _born(stand_in: _Unborn) -> Capture | None:
+    """The capture of this child, made by the first thread that needs it; the others wait for it, within a bound."""
     with contained("starting anew in a forked process"):
-        if state.current is stand_in and state.settings is not None:
-            state.current = _open(state.settings)
+        lock = _lock
+        if lock.acquire(timeout=_BIRTH_TIMEOUT_S):
+            try:
+                if state.current is stand_in and state.settings is not None and not stand_in.is_giving_birth:
+                    _give_birth(stand_in, state.settings)
+            finally:
+                lock.release()
     return state.current if isinstance(state.current, Capture) else None
+
+
+def _give_birth(stand_in: _Unborn, settings: Settings) -> None:
+    stand_in.is_giving_birth = True
+    try:
+        state.current = capture = _open(settings)
+        while capture is not None and stand_in.waiting:
+            capture.see(stand_in.waiting.popleft())
+    finally:
+        stand_in.is_giving_birth = False
 
 
 def _provide_traces() -> None:
