@@ -10,11 +10,11 @@ from sqlalchemy import Connection, select
 
 from tests.conftest import ErrorFactory
 from tests.store.test_errors import HOUR, MINUTE, act, bring_to, clear_marks, group, put, row
-from tocsin import ids, lifecycle
+from tocsin import clock, ids, lifecycle
 from tocsin.failures import BadInput, NotFound
 from tocsin.lifecycle import IllegalTransition, Status, Trigger
 from tocsin.model import Severity
-from tocsin.store import Store, audit, groups, schema
+from tocsin.store import Store, audit, groups, leases, schema
 from tocsin.store.groups import Mark
 
 BY_PEOPLE = [trigger for trigger in Trigger if trigger not in (Trigger.ERROR, Trigger.EXPIRE)]
@@ -256,6 +256,23 @@ async def test_groups_are_found_by_what_is_known(
 
     assert {one.number for one in found} == numbers
     assert following is None
+
+
+async def test_an_act_happens_at_the_databases_time(store: Store, error: ErrorFactory, monkeypatch: Any) -> None:
+    """A server whose clock is ahead does not make the next errors late, which would ring nobody."""
+    moment = await store.read(leases.database_now)
+    await put(store, moment, error(timestamp=moment))
+    if store.dialect == "postgresql":
+        monkeypatch.setattr(clock, "now", lambda: moment + 5 * MINUTE)
+
+    await store.write(groups.act, 1, Trigger.RESOLVE, by="@anna", via="api")
+    after = await store.read(leases.database_now)
+    (again,) = await put(store, after, error(timestamp=after))
+
+    assert again.reason == "regressed"
+    resolved_at = (await group(store)).resolved_at
+    assert resolved_at is not None
+    assert moment <= resolved_at <= after
 
 
 @pytest.mark.parametrize("before", ["", "?", "AAAA", "MjAyNi0wMy0xNCB4"])

@@ -224,9 +224,7 @@ async def act(
     """Let a person act on a group; its rows follow at once where they are few, behind the answer where not."""
     caller = request.state.caller
     assert isinstance(caller, Caller)
-    acted = await house.store.write(
-        groups.act, number, trigger, by=caller.name, via=caller.via, now=clock.now(), until=until
-    )
+    acted = await house.store.write(groups.act, number, trigger, by=caller.name, via=caller.via, until=until)
     if acted.changed and trigger in (Trigger.RESOLVE, Trigger.REOPEN):
         go_on_behind(house, "marking the rows of a group", _settle(house))
     if house.alerts is not None:

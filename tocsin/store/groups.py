@@ -17,6 +17,7 @@ from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.store import audit, cursors, schema
 from tocsin.store.engine import wake_others
+from tocsin.store.leases import database_now
 
 _groups = schema.error_groups
 _logs = schema.error_logs
@@ -131,7 +132,7 @@ def act(
     *,
     by: str,
     via: str,
-    now: datetime,
+    now: datetime | None = None,
     until: datetime | None = None,
     until_count: int | None = None,
 ) -> Acted:
@@ -140,6 +141,8 @@ def act(
 
     Args:
         by: who, as the audit and the group shall name them.
+        now: when; by default the database's time, which is that of the errors too. By the clock of a
+            server that is ahead, what comes next would have happened before the resolve.
         until: for MUTE, when it ends by itself; None is never.
         until_count: for MUTE, after how many more errors it ends.
 
@@ -148,6 +151,7 @@ def act(
         IllegalTransition: the lifecycle does not allow it; nothing was changed.
     """
     group = _one(connection, _numbered(number).with_for_update(), f"group #{number}")
+    now = now or database_now(connection)
     before = replace(group)
     group.status, _ = lifecycle.advance(before.status, trigger)
     group.muted_until = group.mute_until_count = None

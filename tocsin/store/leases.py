@@ -7,12 +7,13 @@ them. Every change of owner raises the term.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Double, case, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Double, case, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tocsin.store.schema import leases
+from tocsin import clock
+from tocsin.store.schema import UtcTime, leases
 
 
 def _seconds(connection: Connection) -> ColumnElement[float]:
@@ -23,7 +24,9 @@ def _seconds(connection: Connection) -> ColumnElement[float]:
 
 def database_now(connection: Connection) -> datetime:
     """The database's clock: what replicas agree on while their own clocks differ."""
-    return datetime.fromtimestamp(float(connection.execute(select(_seconds(connection))).scalar_one()), UTC)
+    if connection.dialect.name != "postgresql":
+        return clock.now()  # the same clock, and SQLite tells it in milliseconds only
+    return connection.execute(select(func.clock_timestamp(type_=UtcTime))).scalar_one()
 
 
 def acquire(connection: Connection, name: str, owner: str, ttl_s: float) -> int | None:
