@@ -192,7 +192,7 @@ def _act(
     trigger = TRIGGERS[command.name]
     until = now + (command.span or MUTE_DEFAULT) if trigger == Trigger.MUTE else None
     try:
-        acted = groups.act(connection, number, trigger, by=by, via=via, now=now, until=until)
+        acted = groups.act(connection, number, trigger, by=by, via=via, until=until)
     except NotFound:
         return texts("bot.no_group", number=number)
     except IllegalTransition as problem:
