@@ -158,7 +158,7 @@ class Choking:
     """A channel with a fault of its own: it cannot say one kind of message."""
 
     name = "choking"
-    targets = ("17",)
+    targets: tuple[str, ...] = ("17",)
 
     def __init__(self) -> None:
         self.said: list[str] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import select, update
@@ -12,9 +13,11 @@ from sqlalchemy import select, update
 from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.failures import BadInput
+from tocsin.ids import uuid7
 from tocsin.model import Severity
-from tocsin.store import Store, alerts, leases, schema
+from tocsin.store import Store, alerts, cursors, leases, schema
 from tocsin.store.alerts import Claim
+from tocsin.store.queries import RECENT_AT_MOST
 
 CHAT = ("telegram", "17")
 
@@ -367,8 +370,37 @@ async def test_alerts_are_listed_newest_first_and_page_by_page(store: Store) -> 
 
     assert [one.alert.id for one in first + rest] == ids[::-1]
     assert end is None
-    with pytest.raises(BadInput):
-        await store.read(alerts.list_alerts, before="yesterday")
+    assert cursor is not None and quote(cursor, safe="") == cursor
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "",
+        "yesterday",
+        "2026-01-01T00:00:00~01a21044-94b8-7073-914f-aa96740affcf",
+        cursors.encode(datetime(2026, 1, 1, tzinfo=UTC), "group-1"),
+    ],
+)
+async def test_a_place_in_no_list_of_alerts_is_refused(store: Store, place: str) -> None:
+    """With words for people, whatever it is: also a place in another list, or a moment of no zone."""
+    with pytest.raises(BadInput, match="next"):
+        await store.read(alerts.list_alerts, before=place)
+
+
+async def test_the_errors_of_the_last_hour_are_added_up_without_end_in_no_storm(store: Store) -> None:
+    """Whoever asks for /status in the worst hour gets an answer."""
+
+    def storm(connection: Any) -> None:
+        now = clock.now()
+        row = {"severity": "low", "category": "unknown", "message": "x", "environment": "production", "count": 2}
+        rows = [row | {"id": uuid7(), "timestamp": now, "created_at": now} for _ in range(RECENT_AT_MOST + 10)]
+        connection.execute(schema.error_logs.insert(), rows)
+
+    await store.write(storm)
+
+    overview = await store.read(alerts.overview, clock.now())
+    assert overview.errors_last_hour == 2 * RECENT_AT_MOST
 
 
 async def test_an_update_is_seen_once_by_all_processes(store: Store) -> None:

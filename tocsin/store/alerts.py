@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Connection, Row, Text, and_, func, literal, literal_column, or_, select, union, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tocsin.failures import BadInput
 from tocsin.ids import uuid7
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
-from tocsin.store import audit
+from tocsin.store import audit, cursors
 from tocsin.store.groups import Group
 from tocsin.store.leases import database_now
+from tocsin.store.queries import RECENT_AT_MOST, is_error_id
 from tocsin.store.schema import (
     alerts,
     channel_states,
@@ -773,7 +772,9 @@ def list_alerts(
     """
     wanted = select(alerts, error_groups.c.number).outerjoin(error_groups, error_groups.c.id == alerts.c.group_id)
     if before is not None:
-        moment, alert_id = _read_cursor(before)
+        moment, alert_id = cursors.decode(before)
+        if not is_error_id(alert_id):  # a place in another list
+            raise cursors.refusal()
         wanted = wanted.where(
             or_(alerts.c.created_at < moment, and_(alerts.c.created_at == moment, alerts.c.id < alert_id))
         )
@@ -784,16 +785,7 @@ def list_alerts(
         select(deliveries).where(deliveries.c.alert_id.in_(listed)).order_by(deliveries.c.id)
     ):
         listed[row.alert_id].deliveries.append(_delivery(row))
-    last = f"{rows[-1].created_at.isoformat()}~{rows[-1].id}" if more else None
-    return list(listed.values()), last
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    at, _, alert_id = cursor.partition("~")
-    try:
-        return datetime.fromisoformat(at), str(UUID(alert_id))
-    except ValueError:
-        raise BadInput("before", "not a value that a list has returned as `next`") from None
+    return list(listed.values()), cursors.encode(rows[-1].created_at, rows[-1].id) if more else None
 
 
 def states(connection: Connection) -> list[ChannelState]:
@@ -815,16 +807,21 @@ def oldest_pending(connection: Connection) -> datetime | None:
 
 
 def overview(connection: Connection, now: datetime) -> Overview:
-    """The few figures of /status."""
+    """The few figures of /status; of a storm at most `RECENT_AT_MOST` rows are added up, as health does."""
     unsolved = (Status.OPEN, Status.ACKNOWLEDGED)
     by_severity = connection.execute(
         select(error_groups.c.severity, func.count())
         .where(error_groups.c.status.in_(unsolved))
         .group_by(error_groups.c.severity)
     ).all()
-    errors = connection.execute(
-        select(func.coalesce(func.sum(error_logs.c.count), 0)).where(error_logs.c.timestamp > now - timedelta(hours=1))
-    ).scalar_one()
+    recent = (
+        select(error_logs.c.count)
+        .where(error_logs.c.timestamp > now - timedelta(hours=1))
+        .order_by(error_logs.c.timestamp.desc())
+        .limit(RECENT_AT_MOST)
+        .subquery()
+    )
+    errors = connection.execute(select(func.coalesce(func.sum(recent.c.count), 0))).scalar_one()
     alive = connection.execute(
         select(func.count()).where(instances.c.ended_at.is_(None), instances.c.last_seen > now - timedelta(minutes=2))
     ).scalar_one()
