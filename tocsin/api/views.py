@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
@@ -59,7 +59,8 @@ def page(
 def failure(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
     """The page for what went wrong; who is not logged in gets the log-in form, and comes back afterwards."""
     if status == 401:
-        path = request.url.path.removeprefix(root_of(request)) if request.method == "GET" else ""
+        # Not `request.url`, which is made from the Host header, so from what a stranger says.
+        path = quote(request.scope["path"].removeprefix(root_of(request))) if request.method == "GET" else ""
         target = _address(path, dict(request.query_params)) if path else None
         return page(request, "login.html", status=401, headers=headers, code=None, next=target)
     return page(request, "failure.html", status=status, headers=headers, text=text, status_code=status)
