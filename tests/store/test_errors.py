@@ -381,6 +381,27 @@ async def test_repeats_count_without_rows(in_one_batch: bool, store: Store, erro
     assert [total["count"] for total in await everything(store, schema.hourly_totals)] == [1, 500]
 
 
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_an_amendment_after_repeats_takes_nothing_from_other_hours(
+    in_one_batch: bool, store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """The repeats stay where they were counted; no count ever sinks below nothing."""
+    record = error()
+    entries: list[Entry] = [
+        record,
+        Repeats(error_id=record.id, count=5, timestamp=now),
+        Repeats(error_id=record.id, count=500, timestamp=now + HOUR),
+        Amendment(error_id=record.id, category="amocrm"),
+    ]
+    for batch in [entries] if in_one_batch else [[entry] for entry in entries]:
+        await put(store, now, *batch)
+
+    totals = await everything(store, schema.hourly_totals)
+    counted = {(total["hour"], total["category"]): total["count"] for total in totals if total["count"]}
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    assert counted == {(hour, "unknown"): 5, (hour, "amocrm"): 1, (hour + HOUR, "unknown"): 500}
+
+
 async def test_repeats_after_a_resolve_reopen_the_group(store: Store, error: ErrorFactory, now: datetime) -> None:
     """A storm that goes on is not resolved, though no new row tells so."""
     record = error()
@@ -473,6 +494,23 @@ async def test_a_value_that_postgresql_refuses_is_not_taken_for_an_outage(
             await put(store, now, error(**poison))
 
     await store.close()
+
+
+async def test_what_others_find_of_a_dead_process_is_no_sign_of_life(store: Store, now: datetime) -> None:
+    """Its spool is stored by somebody else, perhaps long after; how much it lost is never forgotten."""
+    await put(store, now, instance=_instance(now, lost=3))
+    await put(store, now + HOUR, instance=_instance(now, lost=2, is_alive=False))
+
+    [instance] = await everything(store, schema.instances)
+    assert (instance["last_seen"], instance["lost"]) == (now, 3)
+
+
+async def test_a_process_found_dead_was_last_seen_at_its_start(store: Store, now: datetime) -> None:
+    """Nobody has heard from it since."""
+    await put(store, now + HOUR, instance=_instance(now, is_alive=False))
+
+    [instance] = await everything(store, schema.instances)
+    assert instance["last_seen"] == now
 
 
 async def test_an_instance_is_made_and_refreshed(store: Store, now: datetime) -> None:

@@ -227,10 +227,11 @@ class _Writing:
         group = self._groups[row.group_id]
         self.amended[row.id] = None
         self.touched[group.id] = None
-        self._total(group, row, row.timestamp, -row.count)
+        # Its repeats stay as they were counted, each in its own hour: only the error itself moves.
+        self._total(group, row, row.timestamp, -1)
         row.severity = worst(row.severity, amendment.severity or row.severity)
         row.category = amendment.category or row.category
-        self._total(group, row, row.timestamp, row.count)
+        self._total(group, row, row.timestamp, 1)
         row.handled = False if amendment.handled is False else row.handled
         row.mechanism = amendment.mechanism or row.mechanism
         row.context = amendment.context | row.context
