@@ -10,7 +10,7 @@ from tests.conftest import ErrorFactory
 from tocsin.failures import BadInput, NotFound
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Batch, ErrorRecord, Instance, Severity
-from tocsin.store import Store, errors, groups, queries
+from tocsin.store import Store, errors, groups, open_store, queries
 
 HOUR = timedelta(hours=1)
 
@@ -87,6 +87,21 @@ async def test_every_filter_takes_effect(
     await put(store, now, error("C", message="c 100%", environment="staging"))
 
     assert await messages(store, **filters) == found
+
+
+@pytest.mark.parametrize("q", ["ошибка", "ОШИБКА СЕТИ"])
+async def test_a_text_is_found_in_upper_and_lower_case_of_any_alphabet(
+    q: str, sqlite_url: str, error: ErrorFactory, now: datetime
+) -> None:
+    """SQLite folds A to Z by itself; PostgreSQL does as the locale of its database says."""
+    store = open_store(sqlite_url)
+    await put(store, now, error(message="Ошибка сети", title="Ошибка сети"), error("B", message="other", title="B"))
+
+    found, _ = await store.read(groups.list_groups, q=q)
+
+    assert await messages(store, q=q) == ["Ошибка сети"]
+    assert [group.title for group in found] == ["Ошибка сети"]
+    await store.close()
 
 
 async def test_since_includes_its_moment(store: Store, error: ErrorFactory, now: datetime) -> None:

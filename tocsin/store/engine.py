@@ -343,6 +343,12 @@ def _make_private(path: Path) -> None:
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
+    # SQLite's own knows A to Z only; who looks for "ошибка" means "Ошибка" too.
+    connection.create_function("lower", 1, _casefold, deterministic=True)
+
+
+def _casefold(value: object) -> str | None:
+    return None if value is None else str(value).casefold()
 
 
 def _begin_sqlite(connection: Connection) -> None:
