@@ -785,3 +785,19 @@ def test_check_does_not_wait_for_a_database_that_says_nothing(tmp_path: Path) ->
     assert ended.returncode == 1
     assert "FAIL database" in ended.stdout
     assert "ok   spool" in ended.stdout
+
+
+def test_show_has_the_source_around_the_line(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    frame = {
+        "module": "shop",
+        "function": "pay",
+        "file": "/srv/shop.py",
+        "line": 7,
+        "text": "total / 0",
+        "in_app": True,
+    }
+    stored(error(context={"tocsin.frames": [frame | {"before": ["def pay():", "    total = 1"], "after": ["x"]}]}))
+
+    said = tocsin("show", "1").out
+
+    assert "      5  def pay():\n      6      total = 1\n>     7      total / 0\n      8  x\n" in said

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,7 @@ def _database_findings(store: Store) -> Iterator[Finding]:
     yield _access(store)
     yield _clocks(store)
     yield _server(store)
+    yield from _losses(store)
 
 
 _MEND_WRITE = "free its disk, or point TOCSIN_DATABASE_URL at the primary with a user that may write"
@@ -167,6 +168,14 @@ _OPEN_TABLES = text("""
                           AND has_table_privilege(r.oid, c.oid, 'SELECT')))
     ORDER BY 1
 """)
+
+
+def _losses(store: Store) -> Iterator[Finding]:
+    """Errors that a process of the last day could only count, since its spool was full."""
+    for row in store.read_now(queries.list_instances):
+        if row["lost"] and row["last_seen"] > clock.now() - timedelta(days=1):
+            what = f"{row['service']} on {row['host']}, process {row['pid']}, could only count {row['lost']} errors"
+            yield Finding("losses", "FAIL", what, "free its disk, or raise TOCSIN_SPOOL_MAX_BYTES")
 
 
 def _access(store: Store) -> Finding:

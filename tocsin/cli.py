@@ -378,6 +378,22 @@ def _told_error(error: dict[str, Any]) -> Iterator[str]:
             yield f"{safe(key)}: {safe(value)}"
     yield ""
     yield clean(error["stack"] or error["message"], STACK_LIMIT).rstrip()
+    own = [frame for frame in (error["context"] or {}).get("tocsin.frames") or () if frame.get("before")]
+    if own:
+        yield ""
+        yield from _told_source(own[-1])
+
+
+def _told_source(frame: dict[str, Any]) -> Iterator[str]:
+    """The lines around the one that failed, on the team's own innermost frame."""
+    yield painted(f"{safe(frame['file'])}, in {safe(frame['function'])}", "bold")
+    first = frame["line"] - len(frame["before"])
+    here = frame["before"][-1:] or [""]
+    indent = len(here[0]) - len(here[0].lstrip())
+    lines = [*frame["before"], " " * indent + frame["text"], *frame.get("after", ())]
+    for number, line in enumerate(lines, first):
+        mark = ">" if number == frame["line"] else " "
+        yield f"{mark} {number:5}  {clean(line, 400)}".rstrip()
 
 
 def stats(arguments: argparse.Namespace) -> int:
