@@ -173,7 +173,7 @@ async def test_a_5xx_answer_without_a_route_is_one_group_and_tells_no_secret(wat
 
 
 async def test_a_5xx_answer_is_an_error_beside_a_lesser_one(watched: Watched) -> None:
-    """What the program holds for low does not say that the request failed; a third sighting changes nothing."""
+    """What the program holds for low does not say that the request failed."""
 
     async def answer(request: Request) -> Response:
         tocsin.track_error(LookupError("cache is slow"), "low")

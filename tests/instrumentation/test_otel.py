@@ -74,6 +74,89 @@ with tracer.start_as_current_span("pay", attributes={"order": "o-1", "password":
     assert row.context["password"] != "geheim77"
 
 
+def test_a_storm_that_spans_record_too_is_counted_once(tmp_path: Path, sqlite_url: str) -> None:
+    """What was only counted is known as well, however many requests it came from."""
+    rows = launch(
+        tmp_path,
+        """
+import tocsin
+for number in range(50):
+    try:
+        with tracer.start_as_current_span("request"):
+            try:
+                raise KeyError(number)
+            except KeyError as exc:
+                tocsin.track_error(exc)
+                raise
+    except KeyError:
+        pass
+""",
+        sqlite_url,
+    )
+
+    assert {row.mechanism for row in rows} == {"track_error"}
+    assert sum(row.count for row in rows) == 50
+
+
+def test_different_errors_of_one_trace_are_known_each(tmp_path: Path, sqlite_url: str) -> None:
+    """A request that fails and fails again, recorded by its spans at the end."""
+    rows = launch(
+        tmp_path,
+        """
+import tocsin
+with tracer.start_as_current_span("request"):
+    for number in range(3):
+        try:
+            with tracer.start_as_current_span("attempt"):
+                try:
+                    raise KeyError(number)
+                except KeyError as exc:
+                    tocsin.track_error(exc)
+                    raise
+        except KeyError:
+            pass
+""",
+        sqlite_url,
+    )
+
+    assert [(row.mechanism, row.count) for row in rows] == [("track_error", 1)] * 3
+
+
+def test_a_storm_that_only_spans_record_is_summed_up(tmp_path: Path, sqlite_url: str) -> None:
+    rows = launch(
+        tmp_path,
+        """
+for number in range(300):
+    with tracer.start_as_current_span("request") as span:
+        try:
+            raise KeyError("phone")
+        except KeyError as exc:
+            span.record_exception(exc)
+""",
+        sqlite_url,
+    )
+
+    assert {row.mechanism for row in rows} == {"span"}
+    assert sum(row.count for row in rows) == 300
+    assert len(rows) < 30
+
+
+def test_a_log_line_that_is_exported_too_is_one_row(tmp_path: Path, sqlite_url: str) -> None:
+    """Through the handler that OpenTelemetry puts on the root logger."""
+    rows = launch(
+        tmp_path,
+        """
+for number in range(20):
+    logging.getLogger("shop.orders").error("order %d is lost", number)
+""",
+        sqlite_url,
+        OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED="true",
+    )
+
+    assert {row.mechanism for row in rows} == {"logging"}
+    assert sum(row.count for row in rows) == 20
+
+
 def test_what_only_a_log_record_says_is_brought_in(tmp_path: Path, sqlite_url: str) -> None:
     """From a library that emits to OpenTelemetry itself; records below ERROR are no errors."""
     rows = launch(

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tocsin import clock, semconv
@@ -39,6 +39,8 @@ FULL_IN_ALL_PER_SECOND: Final = 200
 """The same for all places together."""
 
 _PLACES: Final = 4000
+_MESSAGES: Final = 20
+_SOON_NS: Final = 5_000_000_000
 _MARK: Final = "__tocsin__"
 _DEFERRED: Final = 10
 
@@ -65,6 +67,14 @@ class _Place:
     counter: Counter | None = None
 
 
+@dataclass(slots=True)
+class _Known:
+    """What was seen of one kind in one trace: when which message, and when it was last counted without one."""
+
+    messages: dict[str, int] = field(default_factory=dict)
+    counted_ns: int = 0
+
+
 class _Busy(threading.local):
     """What this thread is capturing just now, and what came in the middle of it."""
 
@@ -83,9 +93,8 @@ class Capture:
         self._all = _Place()
         self._overflow = _Place()
         self._busy = _Busy()
-        # Errors by (trace, short type) → message, "" where it was only counted: what span and log
-        # exporters bring again later.
-        self._seen: dict[tuple[str | None, str], str] = {}
+        # By trace and kind: what span and log exporters bring again later.
+        self._seen: dict[tuple[str | None, str], _Known] = {}
 
     def see(self, sighting: Sighting) -> str | None:
         """Record one sighting; the error's id, also when it was seen before, or None for what is no error."""
@@ -123,11 +132,15 @@ class Capture:
         if threading.get_ident() in own_threads:
             return None
         message = stacks.tidy(report.message)
-        seen = (report.trace_id, (report.exception_type or "").rpartition(".")[2])
-        if self._seen.get(seen) in {"", message}:
+        kind = _short(report.exception_type) if report.exception_type else report.logger or ""
+        if self._has_seen(report, kind, message):
             return None
         if report.trace_id is not None:
-            self._remember(seen, message)
+            self._remember(report.trace_id, kind, report.time_ns, message)
+        place = hash(report.stack) if report.stack else template(message[:300])
+        error_id, is_full = self._admit((report.mechanism, kind, place), clock.now_ns(), uuid7(report.time_ns))
+        if not is_full:
+            return error_id
         attributes = {
             clean(str(key), 200): scrub.scrub_value(value, str(key))
             for key, value in list(report.attributes.items())[:128]
@@ -140,7 +153,6 @@ class Capture:
             attributes[semconv.EXCEPTION_STACKTRACE] = stacks.tidy(report.stack, STACK_LIMIT)
         if report.logger:
             attributes[semconv.LOGGER] = stacks.tidy(report.logger, 200)
-        error_id = uuid7(report.time_ns)
         trace = (report.trace_id, report.span_id)
         self._append(
             _line(error_id, report.time_ns, report.severity_number, trace, message=message, attributes=attributes)
@@ -172,7 +184,7 @@ class Capture:
             context.root_of(scope)[context.SEEN] = True
         if not isinstance(error, BaseException):
             key: Any = (sighting.logger, sighting.place, template(error[:300]))
-            return self._admit(sighting, key, (), scope)
+            return self._admit_sighting(sighting, key, (), scope)
 
         if not is_error(error):
             return None
@@ -189,17 +201,25 @@ class Capture:
         else:  # never raised: it is told apart by who reports it
             frame = stacks.caller()
             key = (id(type(error)), frame and (id(frame.f_code), frame.f_lasti))
-        error_id = self._admit(sighting, key, code_key, scope)
+        error_id = self._admit_sighting(sighting, key, code_key, scope)
         carried[_MARK] = (error_id, unit, _rank(sighting), sighting.handled)
         return error_id
 
-    def _admit(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
-        """Write an error out in full, or count it when its place has written enough this second."""
+    def _admit_sighting(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
+        error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id)
+        if is_full:
+            self._write(sighting, error_id, code_key, scope)
+        elif _is_sdk_loaded():
+            self._remember(context.trace_of(scope)[0], _kind(sighting), sighting.time_ns, None)
+        return error_id
+
+    def _admit(self, key: Any, time_ns: int, error_id: str | None) -> tuple[str, bool]:
+        """The error's id, and whether to write it out in full; else its place has, and it was counted."""
         place = self._places.get(key)
-        second = sighting.time_ns >> 30
+        second = time_ns >> 30
         if not self._may_write(place, second):
-            return self._count(place, sighting)
-        error_id = sighting.error_id or uuid7(sighting.time_ns)
+            return self._count(place, time_ns), False
+        error_id = error_id or uuid7(time_ns)
         if place is None:
             stacks.make_room(self._places, _PLACES)
             place = self._places[key] = _Place()
@@ -207,8 +227,7 @@ class Capture:
             place.second, place.written = second, 0
         place.written += 1
         place.last_id = error_id
-        self._write(sighting, error_id, code_key, scope)
-        return error_id
+        return error_id, True
 
     def _may_write(self, place: _Place | None, second: int) -> bool:
         if place is not None and place.second == second and place.written >= FULL_PER_SECOND:
@@ -219,13 +238,13 @@ class Capture:
         every.written += 1
         return every.written <= FULL_IN_ALL_PER_SECOND
 
-    def _count(self, place: _Place | None, sighting: Sighting) -> str:
+    def _count(self, place: _Place | None, time_ns: int) -> str:
         """Count one more of a place, or of the overflow where its place was never written out."""
         if place is None:
             place = self._overflow
             if not place.last_id:
-                place.last_id = uuid7(sighting.time_ns)
-                self._write(_overflow(sighting.time_ns), place.last_id, (), None)
+                place.last_id = uuid7(time_ns)
+                self._write(_overflow(time_ns), place.last_id, (), None)
                 return place.last_id
         counter = place.counter
         if counter is None or counter.is_free:
@@ -261,8 +280,8 @@ class Capture:
         if said:
             attributes[semconv.CONTEXT] = scrub.scrub_value(said)
         trace = context.trace_of(scope)
-        if isinstance(error, BaseException) and sys.modules.get("opentelemetry.sdk") is not None:
-            self._remember((trace[0], stacks.names_of(type(error))[0].rpartition(".")[2]), message)
+        if _is_sdk_loaded():
+            self._remember(trace[0], _kind(sighting), sighting.time_ns, message)
         line = _line(
             error_id, sighting.time_ns, _severity_number(sighting), trace, message=message, attributes=attributes
         )
@@ -300,9 +319,27 @@ class Capture:
             self.drain.wake()
         return error_id
 
-    def _remember(self, seen: tuple[str | None, str], message: str) -> None:
-        stacks.make_room(self._seen, _PLACES)
-        self._seen[seen] = message
+    def _remember(self, trace_id: str | None, kind: str, time_ns: int, message: str | None) -> None:
+        """Keep what an exporter may bring again; None for a message that was not made, since it was counted."""
+        known = self._seen.get((trace_id, kind))
+        if known is None:
+            stacks.make_room(self._seen, _PLACES)
+            known = self._seen[trace_id, kind] = _Known()
+        if message is None:
+            known.counted_ns = time_ns
+        else:
+            stacks.make_room(known.messages, _MESSAGES)
+            known.messages[message] = time_ns
+
+    def _has_seen(self, report: Report, kind: str, message: str) -> bool:
+        known = self._seen.get((report.trace_id, kind))
+        if known is None:
+            return False
+        if report.time_ns <= known.counted_ns + _SOON_NS:  # one of those that were counted
+            return True
+        seen_ns = known.messages.get(message)
+        # Outside of any trace the same message may come again, and be another error.
+        return seen_ns is not None and (report.trace_id is not None or abs(report.time_ns - seen_ns) <= _SOON_NS)
 
 
 def resource(service: str, environment: str, release: str | None, instance_id: str) -> dict[str, Any]:
@@ -356,6 +393,21 @@ def _describe_exception(
     if host := _host_of(error):
         attributes[semconv.SERVER_ADDRESS] = host
     return frames_json
+
+
+def _is_sdk_loaded() -> bool:
+    """Whether anybody could bring again what was seen."""
+    return "opentelemetry.sdk" in sys.modules
+
+
+def _kind(sighting: Sighting) -> str:
+    """The name under which an exporter brings an error again: its type without its module, else the logger."""
+    error = sighting.error
+    return _short(stacks.names_of(type(error))[0]) if isinstance(error, BaseException) else sighting.logger or ""
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _category(said: object) -> str:
