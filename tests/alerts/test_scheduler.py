@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, select
 
 from tests.alerts.conftest import ANNA, SHORT, Opener
 from tests.conftest import ErrorFactory
@@ -26,7 +28,7 @@ from tocsin.alerts.scheduler import running, send_test
 from tocsin.lifecycle import Trigger
 from tocsin.model import Batch, Severity
 from tocsin.settings import Settings
-from tocsin.store import Store, errors, groups, leases, open_store
+from tocsin.store import Store, errors, groups, leases, open_store, schema
 from tocsin.store.migrate import migrate
 
 
@@ -101,6 +103,46 @@ async def test_a_mute_that_is_over_rings(
     await store.write(groups.act, 1, Trigger.MUTE, by="@anna", via="api", now=clock.now(), until=until)
 
     await aeventually(lambda: any("goes on after its mute" in sent.text for sent in telegram.messages))
+
+
+async def test_rows_that_are_slow_to_follow_hold_up_no_bell(
+    postgres_url: str, settings: Settings, telegram: TelegramStandIn, error: ErrorFactory
+) -> None:
+    """Somebody else holds a row of the resolved group: what is new rings all the same, and the row follows later."""
+    store, other = open_store(postgres_url), open_store(postgres_url)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        connection.execute(select(schema.error_logs).with_for_update()).all()
+        held.set()
+        let_go.wait(30)
+
+    async def put(kind: str) -> None:
+        await store.write(errors.write_batch, Batch(entries=[error(kind)]), clock.now())
+
+    async def is_settled() -> bool:
+        rows = await store.read(lambda connection: connection.execute(select(schema.error_groups)).all())
+        return not any(row.rows_pending for row in rows)
+
+    await put("KeyError")
+    holding = asyncio.create_task(asyncio.to_thread(other.write_now, hold))
+    try:
+        await aeventually(held.is_set)
+        async with running(settings, store, limits=SHORT):
+            await aeventually(lambda: telegram.messages)
+            await store.write(groups.act, 1, Trigger.RESOLVE, by="@anna", via="api")
+            await aeventually(lambda: "resolved by @anna" in telegram.messages[0].text)
+            await put("OSError")
+            await aeventually(lambda: any("OSError" in sent.text for sent in telegram.messages))
+            assert not await is_settled()
+            let_go.set()
+            await holding
+            await aeventually(is_settled)
+    finally:
+        let_go.set()
+        await holding
+        await asyncio.to_thread(other.close_now)
+        await store.close()
 
 
 async def test_a_leader_that_stops_hands_over_at_once(open_alerts: Opener, store: Store, settings: Settings) -> None:
@@ -208,6 +250,29 @@ async def test_the_console_prints_alerts_and_what_people_do(store: Store, error:
         await store.write(groups.act, 1, Trigger.RESOLVE, by="root", via="cli", now=clock.now())
         await aeventually(lambda: "#1 ✅ resolved by root (cli)" in out.getvalue())
     assert out.getvalue().count("resolved by") == 1
+
+
+async def test_the_console_names_who_joins_a_fold(store: Store, error: ErrorFactory) -> None:
+    """A printed line cannot be edited; a group that nobody names there would ring for nobody."""
+    out = io.StringIO()
+    chosen = Settings(database_url="sqlite:///unused", fold_above=2)
+    async with running(chosen, store, channels=[Console(out)], limits=SHORT):
+        await store.write(errors.write_batch, Batch(entries=[error(f"Early{at}") for at in range(4)]), clock.now())
+        await aeventually(lambda: "4 errors at once" in out.getvalue())
+        await store.write(errors.write_batch, Batch(entries=[error("Late")]), clock.now())
+        await aeventually(lambda: "#1–#5" in out.getvalue() or "#5" in out.getvalue())
+
+
+async def test_a_regression_names_no_act_of_before(store: Store, error: ErrorFactory) -> None:
+    """Reopened, resolved, and back by itself: nobody reopened it this time."""
+    out = io.StringIO()
+    async with running(Settings(database_url="sqlite:///unused"), store, channels=[Console(out)], limits=SHORT):
+        await store.write(errors.write_batch, Batch(entries=[error()]), clock.now())
+        for trigger in (Trigger.RESOLVE, Trigger.REOPEN, Trigger.RESOLVE):
+            await store.write(groups.act, 1, trigger, by="root", via="cli")
+        await store.write(errors.write_batch, Batch(entries=[error(timestamp=clock.now())]), clock.now())
+        await aeventually(lambda: "regressed" in out.getvalue())
+    assert "reopened" not in out.getvalue().split("regressed")[1]
 
 
 async def test_a_wake_up_comes_from_any_thread(store: Store, error: ErrorFactory) -> None:

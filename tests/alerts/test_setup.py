@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -25,6 +26,14 @@ async def test_whoever_says_start_is_paired_and_gets_a_test(settings: Settings, 
     assert await pairing == (ANNA, ANNA)
     assert "@tocsin_test_bot" in said[0]
     assert [sent.chat_id for sent in telegram.messages] == [ANNA]
+
+
+async def test_who_found_the_bot_before_is_not_paired(settings: Settings, telegram: TelegramStandIn) -> None:
+    """Telegram keeps what was written for a day; whoever sets the bot up writes now."""
+    telegram.say("/start", chat_id=666, user_id=666, date=int(time.time()) - 3600)
+    telegram.say("/start", chat_id=ANNA, user_id=ANNA)
+
+    assert await pair(settings, lambda line: None, 10) == (ANNA, ANNA)
 
 
 async def test_nobody_comes(settings: Settings) -> None:

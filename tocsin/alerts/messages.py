@@ -227,16 +227,19 @@ def _fold(subject: Subject, texts: Texts) -> Message:
         page.line(texts("alert.may_repeat"))
     for group in groups[:_SHOWN_LINES]:
         page.line(*brief(group, texts))
+    everyone = texts("fold.all", numbers=numbers(group.number for group in groups))
     if len(groups) > 1:
-        page.line(texts("fold.all", numbers=numbers(group.number for group in groups)))
+        page.line(everyone)
     done = [group.number for group in groups if group.status not in (Status.OPEN, Status.ACKNOWLEDGED)]
-    news = texts("fold.solved", count=len(done)) if done else None
-    if news:
-        page.line(news)
+    solved = texts("fold.solved", count=len(done)) if done else None
+    if solved:
+        page.line(solved)
+    # Who joins is said where the message itself cannot change.
+    news = [texts("fold.head", count=len(groups)), everyone, solved]
     return Message(
         html=page.html,
         plain=page.plain,
-        news=news,
+        news=" · ".join(str(part) for part in news if part),
         is_silent=is_silent(subject.alert.severity, [group.status for group in groups]),
     )
 

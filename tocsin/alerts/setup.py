@@ -6,11 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
+from tocsin import clock
 from tocsin.alerts.channels import Refused, Unreachable
 from tocsin.alerts.scheduler import test_message
 from tocsin.alerts.telegram import Api, Telegram
 from tocsin.settings import Settings
+from tocsin.text import clean, one_line
+
+_JUST_NOW = timedelta(minutes=1)
 
 
 async def pair(settings: Settings, say: Callable[[str], None], timeout_s: float) -> tuple[int, int]:
@@ -31,6 +36,7 @@ async def pair(settings: Settings, say: Callable[[str], None], timeout_s: float)
     """
     api = Api(settings)
     deadline = time.monotonic() + timeout_s
+    began = clock.now() - _JUST_NOW
     try:
         me = await api.call(lambda bot: bot.get_me())
         await api.call(lambda bot: bot.delete_webhook(drop_pending_updates=False))
@@ -50,8 +56,11 @@ async def pair(settings: Settings, say: Callable[[str], None], timeout_s: float)
                 message = update.message
                 if message is None or message.from_user is None or not (message.text or "").startswith("/start"):
                     continue
+                if message.date < began:
+                    continue  # Telegram keeps them for a day: anybody may have found the bot
                 chat_id, user_id = message.chat.id, message.from_user.id
                 await api.updates(offset, 0)  # confirms it
+                say(f"/start came from {one_line(clean(message.from_user.full_name), 60)} ({user_id}).")
                 await _try(replace(settings, telegram_chat_ids=(chat_id,)), chat_id)
                 return chat_id, user_id
     finally:

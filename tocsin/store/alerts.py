@@ -734,7 +734,11 @@ _ACTIONS = {
 def last_act(connection: Connection, group: Group) -> audit.Entry | None:
     """Who brought a group to the status that it has, if a person did."""
     for entry in audit.of_target(connection, f"#{group.number}", limit=20):
-        if not entry.allowed or entry.action != _ACTIONS[group.status]:
+        if not entry.allowed or entry.action not in _ACTIONS.values():
+            continue
+        if entry.action != _ACTIONS[group.status]:
+            if group.status == Status.OPEN:
+                return None  # it was closed since, and came back by itself
             continue
         if group.status != Status.RESOLVED or entry.actor == group.resolved_by:
             return entry
