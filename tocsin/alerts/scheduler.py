@@ -41,6 +41,7 @@ from tocsin.store import Store, alerts, groups, leases
 LEASE = "alerts"
 
 _ROWS_AT_ONCE = 5000
+_REST_S = 0.02
 
 
 def channels_of(settings: Settings) -> list[Channel]:
@@ -92,6 +93,7 @@ class Alerts:
         self._tasks: list[asyncio.Task[None]] = []
         self._woken = asyncio.Event()
         self._due = asyncio.Event()
+        self._unsettled = asyncio.Event()
         self._leads_until = 0.0  # by the monotonic clock of this process
         self._away_since: float | None = None
         self._snapshot: dict[str, Any] = {"channels": [], "oldest_pending_at": None}
@@ -142,6 +144,7 @@ class Alerts:
             ("lease", self._keep_lease),
             ("look", self._look),
             ("deliver", self._deliver),
+            ("settle", self._settle),
             ("snapshot", self._take_snapshot),
         ):
             self._tasks.append(self._keep(name, once))
@@ -215,7 +218,7 @@ class Alerts:
             if looked.rung or looked.edits:
                 self._due.set()
             if looked.acted:
-                await self._settle()
+                self._unsettled.set()
             if looked.groups >= self._limits.marked_at_once:
                 self._woken.set()
 
@@ -223,6 +226,17 @@ class Alerts:
         while True:
             await _wait(self._due, self._limits.look_s)
             await self._deliverer.look()
+
+    async def _settle(self) -> None:
+        """Let the rows of resolved groups follow, a chunk a transaction; no look waits for it."""
+        while True:
+            await _wait(self._unsettled, self._settings.check_interval_s)
+            while self.is_leader:
+                began = time.monotonic()
+                if not await self._store.write(groups.settle_rows, _ROWS_AT_ONCE):
+                    break
+                # Half of the time belongs to others: who waits for SQLite's lock tries only now and then.
+                await asyncio.sleep(max(time.monotonic() - began, _REST_S))
 
     async def _take_snapshot(self) -> None:
         """What health shows, read ahead: health must answer while the database is away."""
@@ -265,17 +279,10 @@ class Alerts:
         try:
             if await self._store.write(groups.expire_mutes, clock.now()):
                 self._woken.set()
-            await self._settle()
         except StoreAway as problem:
             self._database_is_away(problem)
         except Exception as problem:
             note("alerts (timed)", problem)
-
-    async def _settle(self) -> None:
-        """Let the rows of resolved groups follow, a chunk a transaction."""
-        while self.is_leader:
-            if not await self._store.write(groups.settle_rows, _ROWS_AT_ONCE):
-                return
 
     def _start_listening(self) -> None:
         if self._listener is not None and (self._listening is None or self._listening.done()):
