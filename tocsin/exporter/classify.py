@@ -10,23 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import TracebackType
+from urllib.parse import urlsplit
 
-from tocsin.exporter.raw import (
-    cause_of,
-    context_of,
-    exit_code_of,
-    is_context_suppressed,
-    members_of,
-    module_of,
-    mro_of,
-    qualname_of,
-    traceback_of,
-)
+from tocsin.exporter.raw import exit_code_of, is_group, members_of, module_of, mro_of, qualname_of
 from tocsin.model import Severity
-
-_MOST_LINKS = 50
-_MOST_MODULES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +28,7 @@ class Evidence:
     hosts: tuple[str, ...] = ()  #       host names in its context: server.address, a URL
     mechanism: str | None = None  #      what saw it: asgi, logging, excepthook, …
     handled: bool | None = None
-    status_code: int | None = None  #    that the request was answered with
+    status_code: int | None = None  #    that the request was answered with, or the exception asks for
     level: str | None = None  #          of the log call: "critical", "error", "warning"
     exit: bool = False  #                the process ends because of it
 
@@ -367,62 +354,46 @@ def is_error(exc: BaseException) -> bool:
     return False
 
 
-def evidence_of(
-    exc: BaseException | None,
-    *,
-    message: str = "",
-    modules: tuple[str, ...] | None = None,
-    logger: str | None = None,
-    hosts: Iterable[str] = (),
-    mechanism: str | None = None,
-    handled: bool | None = None,
-    status_code: int | None = None,
-    level: str | None = None,
-    exit: bool = False,  # noqa: A002  (the word of the evidence)
-) -> Evidence:
+def status_of(exc: BaseException, names: tuple[str, ...]) -> int | None:
     """
-    The evidence of a live exception, with the facts that whoever caught it knows.
-
-    Calls no method that a user's class could override; at most 50 exceptions of a chain are looked at.
+    The status that an exception asks for where it is an answer to a request: 404 of ``HTTPException(404)``.
 
     Args:
-        message: its text, made safely by the caller.
-        modules: of the frames; None reads them from the traceback.
-        status_code: None takes that of an HTTP exception.
+        names: qualified, of its class and the bases.
     """
-    if exc is None:
-        return Evidence(
-            message=message,
-            modules=modules or (),
-            logger=logger,
-            hosts=tuple(hosts),
-            mechanism=mechanism,
-            handled=handled,
-            status_code=status_code,
-            level=level,
-            exit=exit,
-        )
-    types = _names_of(type(exc))
-    causes: dict[str, None] = {}
-    found_hosts = dict.fromkeys(hosts)
-    for link in _chain(exc):
-        if link is not exc:
-            causes.update(dict.fromkeys(_names_of(type(link))))
-        if host := _host_of(link):
-            found_hosts[host] = None
-    return Evidence(
-        types=types,
-        cause_types=tuple(causes),
-        message=message,
-        modules=_modules_of(traceback_of(exc)) if modules is None else modules,
-        logger=logger,
-        hosts=tuple(found_hosts),
-        mechanism=mechanism,
-        handled=handled,
-        status_code=_status_of(exc, types) if status_code is None else status_code,
-        level=level,
-        exit=exit,
-    )
+    where = next((_STATUS_IN[name] for name in names if name in _STATUS_IN), None)
+    status = _attribute(exc, where) if isinstance(where, str) else where
+    if not issubclass(type(status), int):
+        return None
+    number = int.__int__(status)  # type: ignore[arg-type]  # an enum, mostly
+    return number if 100 <= number <= 599 else None
+
+
+def host_of(exc: BaseException, names: tuple[str, ...]) -> str | None:
+    """The host that an HTTP library failed to talk to, as it has it; only classes known for it are asked."""
+    if not _talks_http(names):
+        return None
+    host = _attribute(exc, "host")  # aiohttp
+    if type(host) is str:
+        return host
+    for holder in ("request", "request_info", "pool"):
+        held = _attribute(exc, holder)
+        url = _attribute(held, "url")
+        if type(url) is str:
+            return host_in(url)
+        for place in (url, held):
+            host = _attribute(place, "host")
+            if type(host) is str:
+                return host
+    return None
+
+
+def host_in(url: str) -> str | None:
+    """The host name of a URL; None where it has none, or is no URL."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # such as an open bracket
+        return None
 
 
 def qualified(kind: type) -> str:
@@ -604,77 +575,19 @@ def _members(exc: BaseException) -> Iterator[BaseException]:
     while waiting and seen < 1_000:
         one = waiting.pop()
         seen += 1
-        if issubclass(type(one), BaseExceptionGroup):
+        if is_group(one):
             waiting.extend(members_of(one))
         else:
             yield one
 
 
-def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """The exception, then what it came from and what is in its group, each once."""
-    waiting, seen = [exc], {id(exc)}
-    while waiting:
-        one = waiting.pop(0)
-        yield one
-        cause = cause_of(one)
-        if cause is None and not is_context_suppressed(one):
-            cause = context_of(one)
-        members = members_of(one) if issubclass(type(one), BaseExceptionGroup) else ()
-        for link in (cause, *members):
-            if link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
-                seen.add(id(link))
-                waiting.append(link)
-
-
-def _modules_of(traceback: TracebackType | None) -> tuple[str, ...]:
-    modules: list[str] = []
-    while traceback is not None:
-        module = traceback.tb_frame.f_globals.get("__name__")
-        if isinstance(module, str):
-            modules.append(module)
-        if len(modules) >= 2 * _MOST_MODULES:
-            del modules[:_MOST_MODULES]
-        traceback = traceback.tb_next
-    return tuple(modules[-_MOST_MODULES:])
-
-
-def _status_of(exc: BaseException, types: tuple[str, ...]) -> int | None:
-    for name in types:
-        where = _STATUS_IN.get(name)
-        if isinstance(where, int):
-            return where
-        if where is not None:
-            status = _attribute(exc, where)
-            return status if isinstance(status, int) else None
-    return None
-
-
-def _host_of(exc: BaseException) -> str | None:
-    """The host that an HTTP library failed to talk to; only classes that are known for it are asked."""
-    roots = {name.partition(".")[0] for name in _names_of(type(exc))}
-    if roots.isdisjoint(("httpx", "requests", "aiohttp", "urllib3")):
-        return None
-    if "aiohttp" in roots and isinstance(host := _attribute(exc, "host"), str):
-        return host
-    for holder in ("request", "request_info", "pool"):
-        request = _attribute(exc, holder)
-        url = _attribute(request, "url")
-        if isinstance(url, str):
-            return _host_in(url)
-        for place in (url, request):
-            if isinstance(host := _attribute(place, "host"), str):
-                return host
-    return None
-
-
-def _host_in(url: str) -> str | None:
-    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
-    host = authority.rpartition("@")[2]
-    return host.partition(":")[0].lower() or None
+@lru_cache(maxsize=1024)
+def _talks_http(names: tuple[str, ...]) -> bool:
+    return any(name.partition(".")[0] in ("httpx", "requests", "aiohttp", "urllib3") for name in names)
 
 
 def _attribute(thing: object, name: str) -> object:
     try:
         return getattr(thing, name, None)
-    except Exception:  # a property of somebody else's class: httpx raises where no request is set
+    except BaseException:  # a property of somebody else's class: httpx raises where no request is set
         return None

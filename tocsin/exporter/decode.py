@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from tocsin import clock, semconv
 from tocsin.exporter import classify, frames
@@ -22,6 +21,8 @@ _CONSUMED = {
     semconv.EXCEPTION_MESSAGE,
     semconv.EXCEPTION_STACKTRACE,
     semconv.EXCEPTION_BASES,
+    semconv.EXCEPTION_STATUS,
+    semconv.EXCEPTION_HOSTS,
     semconv.SEVERITY,
     semconv.CATEGORY,
     semconv.HANDLED,
@@ -35,6 +36,9 @@ _CONSUMED = {
 
 # Only a log line's number is a level; elsewhere WARN says no more than that an exception was handled.
 _LOG_LINES = ("logging", "log record", "overflow")
+
+# Whoever asks by hand for an error to be recorded gets it, also where it was to be expected.
+_BY_HAND = ("track_error", "protect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +131,14 @@ def _error(
             hosts=_hosts(attributes),
             mechanism=mechanism,
             handled=handled,
-            status_code=attributes.get(semconv.HTTP_STATUS),
+            status_code=attributes.get(semconv.HTTP_STATUS) or attributes.get(semconv.EXCEPTION_STATUS),
             level=_level(content.get("severity_number")) if mechanism in _LOG_LINES else None,
             exit=bool(attributes.get(semconv.EXIT)),
         ),
         own,
     )
     explicit = attributes.get(semconv.SEVERITY)
-    if not verdict.is_stored and not capture_4xx and not explicit and mechanism != "track_error":
+    if not verdict.is_stored and not capture_4xx and not explicit and mechanism not in _BY_HAND:
         return None
 
     return ErrorRecord(
@@ -249,11 +253,11 @@ def _with_source(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _hosts(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    found = []
+    found = list(attributes.get(semconv.EXCEPTION_HOSTS) or ())
     for key in (semconv.SERVER_ADDRESS, semconv.URL_FULL):
         value = attributes.get(key)
         if isinstance(value, str):
-            found.append((urlsplit(value).hostname or "") if "://" in value else value)
+            found.append((classify.host_in(value) or "") if "://" in value else value)
     return tuple(host for host in found if host)
 
 

@@ -7,6 +7,7 @@ own; these read what the interpreter keeps, and call nothing of the class.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
@@ -24,3 +25,37 @@ exit_code_of: Final[Callable[[BaseException], object]] = vars(SystemExit)["code"
 module_of: Final[Callable[[type], object]] = vars(type)["__module__"].__get__
 qualname_of: Final[Callable[[type], str]] = vars(type)["__qualname__"].__get__
 mro_of: Final[Callable[[type], tuple[type, ...]]] = vars(type)["__mro__"].__get__
+
+MAX_LINKS: Final = 50
+
+
+def is_group(exc: BaseException) -> bool:
+    """Whether it holds others."""
+    return issubclass(type(exc), BaseExceptionGroup)  # isinstance would ask the object as well
+
+
+def before(exc: BaseException) -> BaseException | None:
+    """What an exception came from, as a traceback shows it: its cause, else its context."""
+    cause = cause_of(exc)
+    return context_of(exc) if cause is None and not is_context_suppressed(exc) else cause
+
+
+def origins_of(exc: BaseException, *, with_members: bool = False) -> list[BaseException]:
+    """
+    What led to an exception, nearest first, each once; cycles and long chains are cut.
+
+    Args:
+        with_members: also those that are in its group, and what led to them.
+    """
+    found: list[BaseException] = []
+    seen = {id(exc)}
+    waiting = deque([exc])
+    while waiting:
+        one = waiting.popleft()
+        members = members_of(one)[:MAX_LINKS] if with_members and is_group(one) else ()
+        for link in (before(one), *members):
+            if link is not None and id(link) not in seen and len(found) < MAX_LINKS:
+                seen.add(id(link))
+                found.append(link)
+                waiting.append(link)
+    return found

@@ -20,11 +20,10 @@ from typing import Any, Final
 
 from tocsin import clock, semconv
 from tocsin.contained import note, own_threads
-from tocsin.exporter import scrub
-from tocsin.exporter.classify import is_error
+from tocsin.exporter import classify, scrub
 from tocsin.exporter.drain import Drain
 from tocsin.exporter.fingerprint import template
-from tocsin.exporter.raw import attributes_of, traceback_of
+from tocsin.exporter.raw import attributes_of, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
 from tocsin.instrumentation import context, emit, stacks
@@ -40,6 +39,7 @@ FULL_IN_ALL_PER_SECOND: Final = 200
 
 _PLACES: Final = 4000
 _MESSAGES: Final = 20
+_HOSTS: Final = 5
 _SOON_NS: Final = 5_000_000_000
 _MARK: Final = "__tocsin__"
 _DEFERRED: Final = 10
@@ -186,7 +186,7 @@ class Capture:
             key: Any = (sighting.logger, sighting.place, template(error[:300]))
             return self._admit_sighting(sighting, key, (), scope)
 
-        if not is_error(error):
+        if not classify.is_error(error):
             return None
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
         carried = attributes_of(error)
@@ -379,20 +379,28 @@ def _describe_exception(
     names = stacks.names_of(type(error))
     attributes[semconv.EXCEPTION_TYPE] = names[0]
     attributes[semconv.EXCEPTION_STACKTRACE] = stack
-    causes = stacks.causes_of(error)
-    members = stacks.leaves_of(error)
+    if status := classify.status_of(error, names):
+        attributes[semconv.EXCEPTION_STATUS] = status
+    origins = origins_of(error, with_members=True)
     attributes[semconv.EXCEPTION_BASES] = {
         "own": names[:20],
-        "causes": [name for cause in [*causes, *members] for name in stacks.names_of(type(cause))][:100],
+        "causes": list(dict.fromkeys(name for one in origins for name in stacks.names_of(type(one))))[:100],
     }
-    if causes:
+    if causes := origins_of(error):
         attributes[semconv.CAUSES] = [
             {"type": stacks.names_of(type(cause))[0], "message": shorten(stacks.safe_message(cause), 500)}
             for cause in causes[:10]
         ]
-    if host := _host_of(error):
-        attributes[semconv.SERVER_ADDRESS] = host
+    if hosts := _hosts_of([error, *origins]):
+        attributes[semconv.EXCEPTION_HOSTS] = hosts
+        attributes[semconv.SERVER_ADDRESS] = hosts[0]
     return frames_json
+
+
+def _hosts_of(errors: list[BaseException]) -> list[str]:
+    """The hosts that an error and what led to it were about, scrubbed; each once."""
+    found = (classify.host_of(one, stacks.names_of(type(one))) for one in errors)
+    return list(dict.fromkeys(stacks.tidy(host, 200) for host in found if host))[:_HOSTS]
 
 
 def _is_sdk_loaded() -> bool:
@@ -497,19 +505,6 @@ def _severity_number(sighting: Sighting) -> int:
     if level is not None:
         return 17 if level >= logging.ERROR else 13
     return 13 if sighting.handled else 17
-
-
-def _host_of(error: BaseException) -> str | None:
-    """The host that a failed request was for, where an HTTP client's exception carries the request."""
-    carried = attributes_of(error)
-    request = carried.get("_request", carried.get("request"))
-    if request is None:
-        return None
-    try:
-        host = getattr(getattr(request, "url", None), "host", None)
-    except BaseException:  # any class may have something called request
-        return None
-    return clean(host, 200) if isinstance(host, str) and host else None
 
 
 def _smaller(line: dict[str, Any]) -> bytes:

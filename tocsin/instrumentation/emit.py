@@ -13,7 +13,14 @@ from typing import Any
 from tocsin import semconv
 from tocsin.contained import contained
 
-_OURS = {semconv.FRAMES, semconv.EXCEPTION_BASES, semconv.CONTEXT, semconv.EXIT}
+_OURS = {
+    semconv.FRAMES,
+    semconv.EXCEPTION_BASES,
+    semconv.EXCEPTION_STATUS,
+    semconv.EXCEPTION_HOSTS,
+    semconv.CONTEXT,
+    semconv.EXIT,
+}
 
 
 def emit(line: Mapping[str, Any]) -> None:

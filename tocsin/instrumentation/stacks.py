@@ -28,17 +28,17 @@ from tocsin.exporter.raw import (
     attributes_of,
     cause_of,
     context_of,
-    is_context_suppressed,
+    is_group,
     members_of,
     module_of,
     mro_of,
+    origins_of,
     qualname_of,
     traceback_of,
 )
 from tocsin.exporter.scrub import scrub_text
 from tocsin.text import MESSAGE_LIMIT, STACK_LIMIT, clean, shorten
 
-MAX_LINKS: Final = 50
 MAX_FRAMES: Final = 100  # at each end of a stack
 _CACHE: Final = 2000
 
@@ -274,7 +274,7 @@ def stack_text(exc: BaseException, message: str, tb: TracebackType | None, key: 
         tb: where its stack begins; the frames of whoever reports it where it was never raised.
         key: of `tb`.
     """
-    if not _is_group(exc) and cause_of(exc) is None and context_of(exc) is None:
+    if not is_group(exc) and cause_of(exc) is None and context_of(exc) is None:
         link = link_of(exc, tb, key)
         return shorten(link.text + _last_line(exc, message, link), STACK_LIMIT)
     return shorten(_whole_text(exc, message, link_of(exc, tb, key), _Drawing()), STACK_LIMIT)
@@ -300,44 +300,23 @@ class _Drawing:
 
 def _whole_text(exc: BaseException, message: str, link: Link, drawing: _Drawing) -> str:
     """One exception after what led to it."""
-    chain = _chain(exc)
+    chain = origins_of(exc)
     drawing.left -= len(chain)
     text = ""
-    for before, connective in reversed(chain):
+    for before, after in reversed(list(zip(chain, [exc, *chain], strict=False))):
         tb = traceback_of(before)
         text += _own_text(before, safe_message(before), link_of(before, tb, key_of(tb)), drawing)
-        text += drawing.indented(connective)
+        text += drawing.indented(_BY_CAUSE if cause_of(after) is before else _BY_CONTEXT)
     return text + _own_text(exc, message, link, drawing)
 
 
 def _own_text(exc: BaseException, message: str, link: Link, drawing: _Drawing) -> str:
     own = link.text + _last_line(exc, message, link)
-    return _group_text(exc, own, drawing) if _is_group(exc) else drawing.indented(own)
+    return _group_text(exc, own, drawing) if is_group(exc) else drawing.indented(own)
 
 
 _BY_CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _BY_CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
-
-
-def _chain(exc: BaseException) -> list[tuple[BaseException, str]]:
-    """What led to an exception, nearest first, and the words that join it to the one after it."""
-    found: list[tuple[BaseException, str]] = []
-    seen = {id(exc)}
-    while len(found) < MAX_LINKS:
-        before, connective = cause_of(exc), _BY_CAUSE
-        if before is None and not is_context_suppressed(exc):
-            before, connective = context_of(exc), _BY_CONTEXT
-        if before is None or id(before) in seen:
-            break
-        seen.add(id(before))
-        found.append((before, connective))
-        exc = before
-    return found
-
-
-def causes_of(exc: BaseException) -> list[BaseException]:
-    """The exceptions that led to this one, nearest first; cycles and long chains are cut."""
-    return [before for before, _ in _chain(exc)]
 
 
 def _last_line(exc: BaseException, message: str, link: Link) -> str:
@@ -358,10 +337,6 @@ def _last_line(exc: BaseException, message: str, link: Link) -> str:
 # As Python's traceback module has them.
 _MAX_WIDTH: Final = 15
 _MAX_DEPTH: Final = 10
-
-
-def _is_group(exc: BaseException) -> bool:
-    return issubclass(type(exc), BaseExceptionGroup)  # isinstance would ask the object as well
 
 
 def _group_text(exc: BaseException, own: str, drawing: _Drawing) -> str:
@@ -397,19 +372,6 @@ def _group_text(exc: BaseException, own: str, drawing: _Drawing) -> str:
         drawing.depth -= 1
     drawing.depth -= is_top
     return text
-
-
-def leaves_of(exc: BaseException) -> list[BaseException]:
-    """The first members of a group, and of the groups in it."""
-    waiting = [exc] if _is_group(exc) else []
-    found: list[BaseException] = []
-    while waiting and len(found) < MAX_LINKS:
-        one = waiting.pop()
-        if issubclass(type(one), BaseExceptionGroup):
-            waiting += members_of(one)[:MAX_LINKS][::-1]
-        else:
-            found.append(one)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
