@@ -24,6 +24,7 @@ from tocsin.failures import BadInput, NotFound, SettingsError, StoreAway, Tocsin
 from tocsin.lifecycle import IllegalTransition, Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings, as_text, reference
+from tocsin.spans import span_of
 from tocsin.terminal import COLOURS, moment, painted, safe, table
 from tocsin.text import STACK_LIMIT, clean
 
@@ -594,19 +595,14 @@ def _seconds(value: str) -> float:
 
 
 def _span(value: str) -> timedelta:
-    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", value)
-    span = timedelta(seconds=int(match[1]) * _UNITS_S[match[2]]) if match else timedelta()
-    if not timedelta() < span <= timedelta(days=366):
-        raise argparse.ArgumentTypeError("give a length of time such as 30m, 2h or 1d, at most a year")
-    return span
+    if span := span_of(value):
+        return span
+    raise argparse.ArgumentTypeError("give a length of time such as 30m, 2h or 1d, at most a year")
 
 
 def _words(kind: Iterable[str]) -> list[str]:
     """The plain words of an enumeration: argparse shows a wrong choice by its `repr`."""
     return [str(word) for word in kind]
-
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def parser() -> argparse.ArgumentParser:

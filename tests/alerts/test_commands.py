@@ -80,6 +80,7 @@ def test_what_is_understood(text: str, understood: Command) -> None:
         ("/resolve 1-90 200-290", "bot.too_many"),
         ("/error 1 2", "bot.too_many"),
         ("/mute 42 soon", "bot.bad_duration"),
+        ("/mute 42 9999d", "bot.bad_duration"),
         ("/mute 42 0h", "bot.bad_duration"),
         ("/mute 42 -2h", "bot.bad_duration"),
         ("/errors awful", "bot.bad_severity"),

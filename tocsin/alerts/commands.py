@@ -21,6 +21,7 @@ from tocsin.failures import NotFound
 from tocsin.lifecycle import IllegalTransition, Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
+from tocsin.spans import span_of
 from tocsin.store import alerts, groups
 from tocsin.text import clean, one_line
 
@@ -43,8 +44,6 @@ _ALIASES = {"acknowledge": "ack", "details": "error", "show": "error"}
 _COMMAND = re.compile(r"/([a-z]{1,20})(?:_([0-9]{1,9}))?(?:@([A-Za-z0-9_]{1,64}))?", re.ASCII)
 _NUMBER = re.compile(r"#?([0-9]{1,9})", re.ASCII)
 _RANGE = re.compile(r"#?([0-9]{1,9})-#?([0-9]{1,9})", re.ASCII)
-_SPAN = re.compile(r"([0-9]{1,4})(m|h|d)", re.ASCII)
-_SPANS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _BUTTON = re.compile(r"(res|ack|mut|reo|det):([0-9]{1,9})", re.ASCII)
 _BUTTONS = {"res": "resolve", "ack": "ack", "mut": "mute", "reo": "reopen", "det": "error"}
 
@@ -131,14 +130,13 @@ def _stats(words: Sequence[str]) -> Command | Misunderstood:
 
 
 def _on_groups(name: str, words: Sequence[str], answered: Sequence[int]) -> Command | Misunderstood:
-    words = [word for word in (part.strip(",") for part in words) if word]
+    words = [word for part in words for word in part.split(",") if word]
     span = None
     if name == "mute" and words and not _NUMBER.fullmatch(words[-1]) and not _RANGE.fullmatch(words[-1]):
         word = words.pop()
-        match = _SPAN.fullmatch(word.lower())
-        if match is None or not int(match[1]):
+        span = span_of(word)
+        if span is None:
             return Misunderstood("bot.bad_duration", {"text": _echo(word)})
-        span = int(match[1]) * _SPANS[match[2]]
     found: list[int] = []
     for word in words:
         if match := _NUMBER.fullmatch(word):

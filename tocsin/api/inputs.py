@@ -14,13 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from tocsin.failures import BadInput
+from tocsin.spans import span_of
 
 BODY_LIMIT = 2**20
 """Bytes of a request's body, on all calls that are not for errors in bulk."""
 
 _BODY_WITHIN_S = 10
 _TEXT_LIMIT = 500
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class Inputs:
@@ -66,7 +66,7 @@ class Inputs:
         value = self.text(name, 60)
         if value is None:
             return None
-        if span := _span(value):
+        if span := span_of(value):
             return now - span
         try:
             # An unescaped plus of "+00:00" arrives as a space.
@@ -80,17 +80,9 @@ class Inputs:
         value = self.text(name, 40)
         if value is None:
             return None
-        if not (span := _span(value)):
+        if not (span := span_of(value)):
             raise BadInput(name, "give a length of time such as 30m, 2h or 1d, at most a year")
         return span
-
-
-def _span(value: str) -> timedelta | None:
-    match = re.fullmatch(r"([0-9]{1,6})\s?([smhdw])", value.strip().lower())
-    if not match:
-        return None
-    span = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
-    return span if timedelta(0) < span <= timedelta(days=366) else None
 
 
 async def body_of(request: Request, limit: int = BODY_LIMIT) -> bytes:
