@@ -13,7 +13,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tocsin"
 
-GROUND = {"clock", "contained", "dotenv", "failures", "ids", "lifecycle", "model", "semconv", "settings", "spans", "text"}
+GROUND = {
+    "clock",
+    "contained",
+    "dotenv",
+    "failures",
+    "ids",
+    "lifecycle",
+    "model",
+    "semconv",
+    "settings",
+    "spans",
+    "text",
+}
 """Files with the words of the house; they know the standard library and each other."""
 
 ROOMS = {
