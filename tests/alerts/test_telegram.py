@@ -14,7 +14,7 @@ from tests.standin.telegram import TOKEN, Sent, TelegramStandIn
 from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.lifecycle import Status
-from tocsin.store import Store, alerts, groups, schema
+from tocsin.store import Store, alerts, audit, groups, schema
 
 BEN, MALLORY = 18, 666
 
@@ -207,6 +207,21 @@ async def test_in_a_group_only_those_who_are_named_may_act(
     assert "#1" in await answer(telegram, 2)
     telegram.say("/resolve 1", chat_id=TEAM, user_id=ANNA)
     assert await answer(telegram, 3) == "#1 is resolved."
+
+
+async def test_who_presses_in_vain_again_and_again_fills_no_table(
+    open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory, store: Store
+) -> None:
+    """Each press is answered, and noted up to a limit."""
+    await open_alerts(telegram_chat_ids=(TEAM,), telegram_user_ids=(ANNA,))
+    await put(error())
+    sent = await alert(telegram)
+    presses = audit.REFUSALS_AN_HOUR + 3
+    for _ in range(presses):
+        telegram.press(sent.message_id, "res:1", user_id=BEN, username="ben")
+
+    await aeventually(lambda: len(telegram.answers) == presses)
+    assert await refused(store) == [("@ben (18)", "res:1")] * audit.REFUSALS_AN_HOUR + [("@ben (18)", "3")]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
-from tocsin.store import Store, audit
+from sqlalchemy import select
+
+from tocsin.store import Store, audit, schema
 
 
 async def test_what_was_done_to_a_target_is_told_newest_first(store: Store, now: datetime) -> None:
@@ -32,3 +35,32 @@ async def test_what_has_no_target_is_recorded_too(store: Store, now: datetime) -
     await store.write(audit.record, actor="token: full", via="page", action="log-in", now=now)
 
     assert await store.read(audit.of_target, "#1") == []
+
+
+async def test_what_one_person_tries_in_vain_fills_no_table(store: Store, now: datetime) -> None:
+    """So many rows an hour, and one that counts the rest; others are not concerned, and an hour later all is new."""
+
+    async def refuse(actor: str, times: int, minute: int) -> None:
+        moment = now + timedelta(minutes=minute)
+        for _ in range(times):
+            await store.write(
+                audit.refuse, actor=actor, via="telegram", target="chat 17", detail="/resolve 1", now=moment
+            )
+
+    def rows(connection: Any) -> list[tuple[str, str, str]]:
+        table = schema.audit
+        return [
+            (row.actor, row.action, row.detail)
+            for row in connection.execute(select(table).where(~table.c.allowed).order_by(table.c.id))
+        ]
+
+    await refuse("@ben (18)", audit.REFUSALS_AN_HOUR + 5, 0)
+    await refuse("@eve (19)", 1, 1)
+    noted = ("@ben (18)", "refused", "/resolve 1")
+    counted = ("@ben (18)", "refused more", "5")
+    eve = ("@eve (19)", "refused", "/resolve 1")
+    assert await store.read(rows) == [noted] * audit.REFUSALS_AN_HOUR + [counted, eve]
+
+    await refuse("@ben (18)", 1, 60)
+    assert (await store.read(rows))[-1] == noted
+    assert len(await store.read(rows)) == audit.REFUSALS_AN_HOUR + 3

@@ -260,8 +260,8 @@ class Listener:
         self._wake = wake
         self._texts = Texts(settings.language)
         self._bot_name: str | None = None
-        self._told: dict[int, int] = {}  # strangers, and how often they have tried
-        self.state = "starting"  #         starting, listening, unreachable, standby
+        self._told: set[int] = set()  # strangers
+        self.state = "starting"  #      starting, listening, unreachable, standby
         self.problem: str | None = None
 
     @property
@@ -429,13 +429,11 @@ class Listener:
     async def _refuse(self, sender: Sender, tried: str) -> str:
         """Write down who tried what, and say what would allow it."""
         await self._store.write(
-            audit.record,
+            audit.refuse,
             actor=sender.label,
             via=NAME,
-            action="refused",
             target=f"chat {sender.chat_id}",
             detail=one_line(clean(tried, 200), 200),
-            allowed=False,
             now=clock.now(),
         )
         if sender.is_nobody:
@@ -445,14 +443,14 @@ class Listener:
         return self._texts("bot.may_not_act", line=line)
 
     async def _stranger(self, sender: Sender, text: str) -> None:
-        """Their own id, once; what they try is written down, up to a limit."""
+        """Their own id, once; what they try is written down."""
         key = sender.user_id or sender.chat_id
-        tries = self._told.get(key, 0)
-        if tries >= _TRIES_NOTED or (tries == 0 and len(self._told) >= _STRANGERS_KNOWN):
+        is_known = key in self._told
+        if not is_known and len(self._told) >= _STRANGERS_KNOWN:
             return
-        self._told[key] = tries + 1
+        self._told.add(key)
         await self._refuse(sender, text)
-        if tries or sender.is_nobody:
+        if is_known or sender.is_nobody:
             return
         say = self._texts("bot.stranger", user=sender.user_id)
         # While no chat is set up yet, whoever says /start is most likely who sets it up.
@@ -462,7 +460,6 @@ class Listener:
         await self._channel.send(str(sender.chat_id), messages.say(say))
 
 
-_TRIES_NOTED = 20
 _STRANGERS_KNOWN = 10_000
 
 

@@ -270,6 +270,7 @@ audit = _table(
     Column("detail", Text),
     Column("allowed", Boolean, nullable=False),
     Index("idx_audit_target", "target", "id"),
+    Index("idx_audit_actor", "actor", "at"),
 )
 
 leases = _table(

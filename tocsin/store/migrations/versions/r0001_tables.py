@@ -307,6 +307,7 @@ def _create_the_rest() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     _index("idx_audit_target", "audit", ["target", "id"])
+    _index("idx_audit_actor", "audit", ["actor", "at"])
     _table(
         "leases",
         sa.Column("name", sa.Text(), nullable=False),
