@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocsin.exporter.frames import in_app, module_of, parse_causes, parse_python
+from tocsin.exporter.frames import in_app, module_of, parse_python
 
 
 def _order(depth: int) -> None:
@@ -38,8 +38,8 @@ def test_a_traceback_gives_its_frames_outermost_first() -> None:
     assert all(frame.in_app for frame in frames)
 
 
-def test_of_a_chain_the_last_exception_has_the_frames_and_the_others_are_causes() -> None:
-    """Nearest cause first, as one walks the chain."""
+def test_of_a_chain_the_last_exception_has_the_frames() -> None:
+    """What it came from stands before it in the text."""
     try:
         try:
             try:
@@ -52,10 +52,6 @@ def test_of_a_chain_the_last_exception_has_the_frames_and_the_others_are_causes(
         stack = traceback.format_exc()
 
     assert [frame.text for frame in parse_python(stack)] == ['raise RuntimeError("outer")']
-    assert parse_causes(stack) == [
-        {"type": "ValueError", "message": "bad"},
-        {"type": "OSError", "message": "line\nbroken"},
-    ]
 
 
 def test_a_group_has_its_own_frames_and_not_those_of_its_members() -> None:
@@ -73,7 +69,6 @@ def test_a_group_has_its_own_frames_and_not_those_of_its_members() -> None:
     frames = parse_python(stack)
 
     assert [frame.text for frame in frames] == ['raise ExceptionGroup("both", members)']
-    assert parse_causes(stack) == []
 
 
 def test_a_traceback_inside_a_message_adds_no_frames() -> None:
@@ -152,7 +147,6 @@ def test_each_file_is_judged_once() -> None:
 def test_no_text_makes_the_parser_fail(text: str) -> None:
     """It reads what strangers send."""
     parse_python(text)
-    parse_causes(text)
     parse_python("Traceback (most recent call last):\n" + text)
 
 

@@ -6,11 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from tocsin.model import Frame
-from tocsin.text import shorten
 
-_CAUSE_MESSAGE_LIMIT = 1024
 _MOST_FRAMES = 2_000
-_MOST_CAUSES = 50
 
 _HEADERS = ("Traceback (most recent call last):", "Exception Group Traceback (most recent call last):")
 _JOINTS = (
@@ -18,7 +15,6 @@ _JOINTS = (
     "During handling of the above exception, another exception occurred:",
 )
 _FILE = re.compile(r'File "([^"\n]{1,1024})", line (\d{1,9})(?:, in (.{1,512}))?\Z')
-_EXCEPTION = re.compile(r"([^\W\d][\w.<>]{0,511}+)(?::\s?(.*))?\Z", re.DOTALL)
 _GROUP_MARGIN = re.compile(r"(?:  )?[|+] ")
 
 # What no team writes itself: the standard library, what an installer put there, and scripts that it made.
@@ -73,17 +69,6 @@ def parse_python(stack: str, is_app: Callable[[str], bool] | None = None) -> lis
     return frames[-_MOST_FRAMES:]
 
 
-def parse_causes(stack: str) -> list[dict[str, str]]:
-    """What the last exception of a chained traceback came from, nearest first: ``type`` and ``message`` of each."""
-    causes = []
-    for block in _blocks(stack)[-2 : -_MOST_CAUSES - 2 : -1]:
-        found = _EXCEPTION.match(_exception_text(block))
-        if found:
-            message = shorten((found[2] or "").strip(), _CAUSE_MESSAGE_LIMIT)
-            causes.append({"type": found[1], "message": message})
-    return causes
-
-
 def in_app(file: str, roots: Sequence[str] = ()) -> bool:
     """
     Whether a file is the team's own: not of the standard library, not installed, not made up.
@@ -133,19 +118,11 @@ def module_of(file: str) -> str:
     return ".".join(reversed(words)) or name
 
 
-def _blocks(stack: str) -> list[list[str]]:
-    """The lines of each exception of a chained traceback, the first raised first."""
-    blocks: list[list[str]] = [[]]
-    for line in stack.split("\n"):
-        if line in _JOINTS or line.rstrip("\r") in _JOINTS:
-            blocks.append([])
-        else:
-            blocks[-1].append(line)
-    return blocks
-
-
 def _last_block(stack: str) -> list[str]:
-    return _blocks(stack)[-1]
+    """The lines of the last exception of a chained traceback: the one that was raised last."""
+    lines = stack.split("\n")
+    joints = (at for at in range(len(lines) - 1, -1, -1) if lines[at].rstrip("\r") in _JOINTS)
+    return lines[next(joints, -1) + 1 :]
 
 
 def _without_margin(lines: list[str]) -> Iterator[str]:
@@ -170,13 +147,3 @@ def _frame_lines(lines: list[str]) -> Iterator[str]:
                 return  # the exception's line: what follows is its message
         elif text and text.strip("^~ "):
             yield text
-
-
-def _exception_text(lines: list[str]) -> str:
-    """The exception's own lines: from the first one without indentation behind the frames."""
-    plain = list(_without_margin(lines))
-    start = next((i + 1 for i, line in enumerate(plain) if line.strip() in _HEADERS), 0)
-    for i in range(start, len(plain)):
-        if plain[i][:1] not in ("", " ", "\r"):
-            return "\n".join(plain[i:])
-    return ""
