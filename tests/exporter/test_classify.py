@@ -545,7 +545,7 @@ def test_a_client_s_exception_that_raises_when_it_is_asked_is_only_nameless(witn
     """What stands under `request` and `status_code` is the program's own code; so is what it raises."""
 
     class Sly(httpx.ConnectError, HTTPException):
-        request = status_code = property(lambda self: sys.exit("no"))  # type: ignore[assignment]
+        request = status_code = property(lambda self: sys.exit("no"))
 
         def __init__(self) -> None:
             pass

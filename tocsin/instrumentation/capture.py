@@ -386,7 +386,7 @@ def _describe_exception(
         "own": names[:20],
         "causes": list(dict.fromkeys(name for one in origins for name in stacks.names_of(type(one))))[:100],
     }
-    if causes := origins_of(error):
+    if origins and (causes := origins_of(error)):
         attributes[semconv.CAUSES] = [
             {"type": stacks.names_of(type(cause))[0], "message": shorten(stacks.safe_message(cause), 500)}
             for cause in causes[:10]
