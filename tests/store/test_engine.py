@@ -19,7 +19,7 @@ from tests.waiting import aeventually
 from tocsin.failures import BadInput, StoreAway
 from tocsin.model import Batch
 from tocsin.store import Store, errors, migrate, open_store, schema
-from tocsin.store.engine import SqliteStore, postgres_address
+from tocsin.store.engine import PostgresStore, SqliteStore, postgres_address
 
 
 def count_errors(connection: Connection) -> int:
@@ -191,7 +191,7 @@ async def test_a_value_that_cannot_be_stored_passes(store: Store, values: dict[s
 
 async def test_a_time_without_a_zone_passes(store: Store) -> None:
     """It fails on its way to the driver."""
-    values = {"service": "shop", "release": "1", "first_seen": datetime(2026, 1, 1)}  # noqa: DTZ001
+    values = {"service": "shop", "release": "1", "first_seen": datetime(2026, 1, 1)}
 
     with pytest.raises(StatementError, match="time zone"):
         await store.write(lambda connection: connection.execute(insert(schema.releases).values(values)))
@@ -210,6 +210,20 @@ def test_a_damaged_file_is_away(tmp_path: Path) -> None:
         store.read_now(lambda connection: connection.execute(text("SELECT * FROM t")).all())
 
     store.close_now()
+
+
+async def test_a_read_on_postgresql_ends_in_time(postgres_url: str) -> None:
+    """One that goes on for ever holds a connection that others wait for; work on whole tables may take long."""
+    store = PostgresStore(postgres_url, read_within_s=0.05)
+    unhurried = store.unhurried()
+
+    with pytest.raises(StoreAway, match="timeout"):
+        await store.read(lambda connection: connection.execute(text("SELECT pg_sleep(20)")).all())
+    await store.write(lambda connection: connection.execute(text("SELECT pg_sleep(0.1)")).all())
+    await unhurried.read(lambda connection: connection.execute(text("SELECT pg_sleep(0.1)")).all())
+
+    await store.close()
+    await unhurried.close()
 
 
 def test_a_file_of_sqlite_is_made_for_its_user_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import sqlalchemy
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError, DataError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tocsin.failures import BadInput, StoreAway
@@ -150,8 +150,9 @@ class PostgresStore:
 
     dialect = "postgresql"
 
-    def __init__(self, database_url: str, *, patience_s: float | None = 60) -> None:
+    def __init__(self, database_url: str, *, patience_s: float | None = 60, read_within_s: float | None = 10) -> None:
         self._database_url = database_url
+        self._read_within_s = read_within_s
         try:
             import asyncpg  # noqa: F401, PLC0415  (an optional library)
             from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
@@ -188,15 +189,23 @@ class PostgresStore:
                 raise
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.write(work, *args, **kwargs)
+        def bounded(connection: Connection) -> T:
+            if self._read_within_s is not None:
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(self._read_within_s * 1000)}")
+            return work(connection, *args, **kwargs)
+
+        return await self.write(bounded)
 
     def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._own_loop is None:
-            self._own_loop = _ThreadlessLoop()
-        return self._own_loop.run_until_complete(self.write(work, *args, **kwargs))
+        return self._in_own_loop(self.write(work, *args, **kwargs))
 
     def read_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.write_now(work, *args, **kwargs)
+        return self._in_own_loop(self.read(work, *args, **kwargs))
+
+    def _in_own_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._own_loop is None:
+            self._own_loop = _ThreadlessLoop()
+        return self._own_loop.run_until_complete(work)
 
     async def listen(self, wake: Callable[[], None]) -> None:
         """Listen on a connection of its own and come back after it is lost; behind a pooler nothing is heard."""
@@ -233,7 +242,7 @@ class PostgresStore:
             connection.terminate()
 
     def unhurried(self) -> PostgresStore:
-        return PostgresStore(self._database_url, patience_s=None)
+        return PostgresStore(self._database_url, patience_s=None, read_within_s=None)
 
     async def close(self) -> None:
         await self._engine.dispose()
