@@ -258,6 +258,23 @@ async def test_groups_are_found_by_what_is_known(
     assert following is None
 
 
+async def test_a_look_tells_whether_work_waits(store: Store, error: ErrorFactory, now: datetime) -> None:
+    """Nobody takes the lock for writing every few seconds for nothing."""
+
+    async def is_waiting(when: datetime) -> bool:
+        return await store.read(groups.is_work_waiting, when)
+
+    await put(store, now, error("A"), error("B"))
+    nothing = await is_waiting(now)
+    await act(store, Trigger.MUTE, now, 1, until=now + HOUR)
+    muted, over = await is_waiting(now), await is_waiting(now + HOUR)
+    await act(store, Trigger.RESOLVE, now, 2)
+    resolved = await is_waiting(now)
+    await settle(store)
+
+    assert [nothing, muted, over, resolved, await is_waiting(now)] == [False, False, True, True, False]
+
+
 async def test_an_act_happens_at_the_databases_time(store: Store, error: ErrorFactory, monkeypatch: Any) -> None:
     """A server whose clock is ahead does not make the next errors late, which would ring nobody."""
     moment = await store.read(leases.database_now)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
-from tests.conftest import ErrorFactory
+from tests.conftest import NOW, ErrorFactory
 from tocsin.failures import BadInput, NotFound
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Batch, ErrorRecord, Instance, Severity
@@ -199,6 +202,36 @@ async def test_unresolved_counts_what_came_after_a_resolve(store: Store, error: 
 
     assert before == 1
     assert await store.read(queries.unresolved) == 3
+
+
+@pytest.mark.parametrize(
+    ("work", "index"),
+    [
+        (lambda connection: queries.list_errors(connection, severity="critical"), "idx_error_logs_severity"),
+        (lambda connection: queries.list_errors(connection, category="amocrm"), "idx_error_logs_category"),
+        (lambda connection: queries.list_errors(connection, resolved=True), "idx_error_logs_settled"),
+        (queries.unresolved, "idx_error_groups_regressed"),
+        (groups.settle_rows, "idx_error_groups_pending"),
+        (lambda connection: groups.expire_mutes(connection, NOW), "idx_error_groups_muted"),
+        (lambda connection: groups.is_work_waiting(connection, NOW), "idx_error_groups_pending"),
+    ],
+)
+def test_a_question_reads_no_whole_table(work: Callable[[Connection], Any], index: str, sqlite_url: str) -> None:
+    """SQLite takes a partial index only for a query in the same words; a million rows would tell."""
+    store = open_store(sqlite_url)
+    statements: list[tuple[str, Any]] = []
+
+    def plans(connection: Connection) -> str:
+        event.listen(connection, "before_cursor_execute", lambda *args: statements.append((args[2], args[3])))
+        work(connection)
+        return "\n".join(
+            row[3]
+            for statement, parameters in list(statements)
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        )
+
+    assert index in store.write_now(plans)
+    store.close_now()
 
 
 async def test_recent_gives_the_newest_and_how_many(store: Store, error: ErrorFactory, now: datetime) -> None:

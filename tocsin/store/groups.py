@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, literal_column, or_, select, update
 
 from tocsin import lifecycle
 from tocsin.failures import NotFound
@@ -177,14 +177,26 @@ def act(
     return Acted(group, before.status, changed)
 
 
+# In the words of the partial index.
+_MUTED = _groups.c.status == literal_column("'muted'")
+
+
+def is_work_waiting(connection: Connection, now: datetime) -> bool:
+    """
+    Whether `expire_mutes` or `settle_rows` would find something.
+
+    To be asked in a read, every few seconds, so that the one lock for writing is not taken for nothing.
+    """
+    waiting = (
+        select(_groups.c.id).where(_groups.c.rows_pending).limit(1),
+        select(_groups.c.id).where(_MUTED, _groups.c.muted_until <= now).limit(1),
+    )
+    return any(connection.execute(query).first() is not None for query in waiting)
+
+
 def expire_mutes(connection: Connection, now: datetime) -> int:
     """End the mutes whose time is over; returns how many."""
-    query = (
-        select(_groups)
-        .where(_groups.c.status == Status.MUTED.value, _groups.c.muted_until <= now)
-        .order_by(_groups.c.id)
-        .with_for_update()
-    )
+    query = select(_groups).where(_MUTED, _groups.c.muted_until <= now).order_by(_groups.c.id).with_for_update()
     expired = [Group.from_row(row) for row in connection.execute(query).mappings()]
     for group in expired:
         unmute(group, now)

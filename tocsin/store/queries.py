@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, false, func, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, false, func, literal_column, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin.failures import NotFound
@@ -42,6 +42,11 @@ _RESOLVED: ColumnElement[bool] = case(
 )
 _RESOLVED_AT: ColumnElement[datetime | None] = case(
     (_RESOLVED, func.coalesce(error_logs.c.resolved_at, error_groups.c.resolved_at)), else_=None
+)
+
+# In the words of the partial index.
+_REGRESSED: ColumnElement[bool] = and_(
+    error_groups.c.resolved_at.is_not(None), error_groups.c.status != literal_column("'resolved'")
 )
 
 _ERROR_COLUMNS = (
@@ -94,7 +99,7 @@ def list_errors(
         if value is not None:
             wanted.append(column == value)
     if resolved is not None:
-        wanted.append(_RESOLVED if resolved else ~_RESOLVED)
+        wanted.append(_resolution(connection, resolved))
     if group is not None:
         of_group = select(error_groups.c.id).where(error_groups.c.number == group).scalar_subquery()
         wanted.append(error_logs.c.group_id == of_group)
@@ -116,6 +121,14 @@ def list_errors(
     rows = [_error(row) for row in found[:limit]]
     following = cursors.encode(rows[-1]["timestamp"], rows[-1]["id"]) if len(found) > limit else None
     return rows, following
+
+
+def _resolution(connection: Connection, resolved: bool) -> ColumnElement[bool]:
+    """Rows in this state: by their own column, which an index finds, unless rows of some group are late."""
+    late = connection.execute(select(error_groups.c.id).where(error_groups.c.rows_pending).limit(1)).first()
+    if late is not None:
+        return _RESOLVED if resolved else ~_RESOLVED
+    return error_logs.c.resolved.is_(True) if resolved else error_logs.c.resolved.is_not(True)
 
 
 def get_error(connection: Connection, error_id: str) -> Row:
@@ -220,12 +233,14 @@ def unresolved(connection: Connection, *, service: str | None = None, environmen
     never = select(func.coalesce(func.sum(error_groups.c.count), 0)).where(
         *wanted, error_groups.c.resolved_at.is_(None)
     )
-    # Only groups that came back after a resolve need a look at their rows, and only at the later ones.
-    again = (
-        select(func.coalesce(func.sum(error_logs.c.count), 0))
-        .select_from(error_groups.join(error_logs, error_logs.c.group_id == error_groups.c.id))
-        .where(*wanted, error_logs.c.timestamp > error_groups.c.resolved_at)
+    # Only groups that came back after a resolve need a look at their rows, and only at the later ones:
+    # group by group, since a join lets SQLite begin with all rows there are.
+    later = (
+        select(func.sum(error_logs.c.count))
+        .where(error_logs.c.group_id == error_groups.c.id, error_logs.c.timestamp > error_groups.c.resolved_at)
+        .scalar_subquery()
     )
+    again = select(func.coalesce(func.sum(later), 0)).where(*wanted, _REGRESSED)
     return int(connection.execute(never).scalar_one()) + int(connection.execute(again).scalar_one())
 
 

@@ -80,6 +80,10 @@ def _table(name: str, *parts: Any) -> Table:
     return Table(name, metadata, *parts, schema=SCHEMA)
 
 
+def _few(name: str, column: str, *, where: str) -> Index:
+    return Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
+
+
 # The defaults below are the early table's (see the first migration): other programs insert with the
 # early columns alone, and go on working.
 error_logs = Table(
@@ -108,6 +112,24 @@ error_logs = Table(
     Column("instance_id", Text),
     Index("idx_error_logs_timestamp", text("timestamp DESC"), text("id DESC")),
     Index("idx_error_logs_group", "group_id", text("timestamp DESC")),
+    Index("idx_error_logs_severity", "severity", text("timestamp DESC")),
+    Index("idx_error_logs_category", "category", text("timestamp DESC")),
+    # Every row is in one of these two: a list of what is resolved, and what a resolve has yet to mark.
+    # SQLite takes an index only for a query in the same words, and has 1 for true.
+    Index(
+        "idx_error_logs_settled",
+        text("timestamp DESC"),
+        text("id DESC"),
+        sqlite_where=text("resolved IS 1"),
+        postgresql_where=text("resolved IS true"),
+    ),
+    Index(
+        "idx_error_logs_unsettled",
+        "group_id",
+        "timestamp",
+        sqlite_where=text("resolved IS NOT 1"),
+        postgresql_where=text("resolved IS NOT true"),
+    ),
 )
 
 error_groups = _table(
@@ -148,6 +170,12 @@ error_groups = _table(
         postgresql_where=text("marked_at IS NOT NULL"),
     ),
     Index("idx_error_groups_last_seen", text("last_seen DESC"), text("id DESC")),
+    # The few groups that wait for something, which is looked for every few seconds.
+    Index(
+        "idx_error_groups_pending", "id", sqlite_where=text("rows_pending = 1"), postgresql_where=text("rows_pending")
+    ),
+    _few("idx_error_groups_muted", "id", where="status = 'muted'"),
+    _few("idx_error_groups_regressed", "id", where="resolved_at IS NOT NULL AND status <> 'resolved'"),
 )
 
 error_counts = _table(

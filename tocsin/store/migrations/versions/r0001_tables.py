@@ -21,6 +21,8 @@ branch_labels = None
 depends_on = None
 
 _LOGS = "error_logs"
+# Of the same names as ours, but without what puts their rows in order.
+_REPLACED = ("idx_error_logs_timestamp", "idx_error_logs_severity", "idx_error_logs_category")
 _SEVERITIES = "severity IN ('low', 'medium', 'high', 'critical')"
 
 # A UUIDv4 in SQLite's own functions, and its clock in the form of UtcTime.
@@ -43,8 +45,7 @@ def upgrade() -> None:
     else:
         say(f"adopting the table {_LOGS} that is there")
         _adopt_on_sqlite()
-    op.create_index("idx_error_logs_timestamp", _LOGS, [sa.text("timestamp DESC"), sa.text("id DESC")])
-    op.create_index("idx_error_logs_group", _LOGS, ["group_id", sa.text("timestamp DESC")])
+    _index_logs()
     _create_groups()
     _create_counts()
     _create_alerts()
@@ -110,6 +111,21 @@ def _create_logs(name: str) -> None:
     )
 
 
+def _index_logs() -> None:
+    newest_first = [sa.text("timestamp DESC"), sa.text("id DESC")]
+    true = "true" if _is_postgres() else "1"
+    for name, columns, where in (
+        ("idx_error_logs_timestamp", newest_first, None),
+        ("idx_error_logs_group", ["group_id", sa.text("timestamp DESC")], None),
+        ("idx_error_logs_severity", ["severity", sa.text("timestamp DESC")], None),
+        ("idx_error_logs_category", ["category", sa.text("timestamp DESC")], None),
+        ("idx_error_logs_settled", newest_first, f"resolved IS {true}"),
+        ("idx_error_logs_unsettled", ["group_id", "timestamp"], f"resolved IS NOT {true}"),
+    ):
+        only = sa.text(where) if where else None
+        op.create_index(name, _LOGS, columns, postgresql_where=only, sqlite_where=only)
+
+
 def _adopt_on_postgres() -> None:
     connection = op.get_bind()
     there = {column["name"] for column in sa.inspect(connection).get_columns(_LOGS)}
@@ -126,8 +142,8 @@ def _adopt_on_postgres() -> None:
     )
     for name in connection.scalars(checks).all():
         op.drop_constraint(name, _LOGS)
-    # Of the same name as ours, but without the id that makes the order of rows certain.
-    op.execute("DROP INDEX IF EXISTS idx_error_logs_timestamp")
+    for name in _REPLACED:
+        op.execute(f"DROP INDEX IF EXISTS {name}")
 
 
 def _adopt_on_sqlite() -> None:
@@ -147,7 +163,7 @@ def _adopt_on_sqlite() -> None:
     op.drop_table(_LOGS)
     op.rename_table("tocsin_adopted", _LOGS)
     for statement in indexes:
-        if "idx_error_logs_timestamp" not in statement:
+        if not any(name in statement for name in _REPLACED):
             connection.exec_driver_sql(statement)
 
 
@@ -185,6 +201,9 @@ def _create_groups() -> None:
     )
     _index("idx_error_groups_marked", "error_groups", ["marked_at"], "marked_at IS NOT NULL")
     _index("idx_error_groups_last_seen", "error_groups", [sa.text("last_seen DESC"), sa.text("id DESC")])
+    _index("idx_error_groups_pending", "error_groups", ["id"], "rows_pending" if _is_postgres() else "rows_pending = 1")
+    _index("idx_error_groups_muted", "error_groups", ["id"], "status = 'muted'")
+    _index("idx_error_groups_regressed", "error_groups", ["id"], "resolved_at IS NOT NULL AND status <> 'resolved'")
 
 
 def _create_counts() -> None:
