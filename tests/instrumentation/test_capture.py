@@ -129,6 +129,21 @@ def test_an_explicit_category_wins_whenever_it_is_said(watched: Watched, catch: 
 # Storms
 
 
+def test_what_finds_no_room_is_lost_and_counted_and_nothing_else_with_it(watched: Watched) -> None:
+    """No counter may hang on an error that was never written."""
+    watched.init()
+    spool = state.current.spool  # type: ignore[union-attr]
+    room, spool.max_bytes = spool.max_bytes, 0
+    for _ in range(50):
+        tocsin.track_error("no room", "high")
+    spool.max_bytes = room
+    for _ in range(10):
+        tocsin.track_error("room again", "high")
+
+    assert spool.lost == 50
+    eventually(lambda: watched.errors() == 10)
+
+
 def test_a_storm_is_counted_exactly(watched: Watched) -> None:
     """A few rows tell it, and their counts add up."""
     for number in range(2000):

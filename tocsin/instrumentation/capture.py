@@ -208,7 +208,8 @@ class Capture:
     def _admit_sighting(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
         error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id)
         if is_full:
-            self._write(sighting, error_id, code_key, scope)
+            if not self._write(sighting, error_id, code_key, scope):
+                self._places[key].last_id = ""  # nothing may be counted for what is not there
         elif _is_sdk_loaded():
             self._remember(context.trace_of(scope)[0], _kind(sighting), sighting.time_ns, None)
         return error_id
@@ -243,9 +244,12 @@ class Capture:
         if place is None:
             place = self._overflow
             if not place.last_id:
-                place.last_id = uuid7(time_ns)
-                self._write(_overflow(time_ns), place.last_id, (), None)
-                return place.last_id
+                error_id = uuid7(time_ns)
+                place.last_id = error_id if self._write(_overflow(time_ns), error_id, (), None) else ""
+                return error_id
+        if not place.last_id:
+            self.spool.lose()
+            return uuid7(time_ns)
         counter = place.counter
         if counter is None or counter.is_free:
             counter = place.counter = self.spool.counter(place.last_id)
@@ -256,8 +260,8 @@ class Capture:
         counter.tick()
         return counter.error_id
 
-    def _write(self, sighting: Sighting, error_id: str, code_key: stacks.Key, scope: context.Scope | None) -> None:
-        """Write one error out in full, offer it to the user's OpenTelemetry, wake the drain."""
+    def _write(self, sighting: Sighting, error_id: str, code_key: stacks.Key, scope: context.Scope | None) -> bool:
+        """Write one error out in full, offer it to the user's OpenTelemetry, wake the drain; False when it is lost."""
         error = sighting.error
         attributes: dict[str, Any] = {semconv.MECHANISM: sighting.mechanism, semconv.HANDLED: sighting.handled}
         frames_json = None
@@ -285,18 +289,20 @@ class Capture:
         line = _line(
             error_id, sighting.time_ns, _severity_number(sighting), trace, message=message, attributes=attributes
         )
-        self._append(line, frames_json, durable=sighting.mechanism == "excepthook")
+        is_written = self._append(line, frames_json, durable=sighting.mechanism == "excepthook")
         emit.emit(line)
+        return is_written
 
-    def _append(self, line: dict[str, Any], frames_json: str | None = None, *, durable: bool = False) -> None:
+    def _append(self, line: dict[str, Any], frames_json: str | None = None, *, durable: bool = False) -> bool:
         text = _encode(line)
         if frames_json is not None:  # made once per place: put in as it is, at the end of the attributes
             text = f'{text[:-2]},"{semconv.FRAMES}":{frames_json}}}}}'
         data = text.encode("utf-8") + b"\n"
         if len(data) > LINE_BYTES:
             data = _smaller(line)
-        self.spool.append(data, durable=durable)
+        is_written = self.spool.append(data, durable=durable)
         self.drain.wake()
+        return is_written
 
     def _amend(self, sighting: Sighting, mark: tuple[str, str, int, bool], carried: dict[str, Any]) -> str:
         """Tell what this later sighting knows better than the first, if it does."""
