@@ -36,12 +36,13 @@ from tocsin.failures import StoreAway, TocsinError
 from tocsin.ids import uuid7
 from tocsin.model import Severity
 from tocsin.settings import Settings
-from tocsin.store import Store, alerts, groups, leases
+from tocsin.store import Store, alerts, groups, leases, upkeep
 
 LEASE = "alerts"
 
 _ROWS_AT_ONCE = 5000
 _REST_S = 0.02
+_SWEEP_EVERY_S = 3600
 
 
 def channels_of(settings: Settings) -> list[Channel]:
@@ -153,6 +154,7 @@ class Alerts:
         self._timer.add_job(
             self._timed, "interval", seconds=self._settings.check_interval_s, id="timed", next_run_time=clock.now()
         )
+        self._timer.add_job(self._sweep, "interval", seconds=_SWEEP_EVERY_S, jitter=60, id="sweep")
         self._timer.start()
 
     async def stop(self) -> None:
@@ -273,16 +275,30 @@ class Alerts:
             await asyncio.sleep(self._limits.forget_s / 4)
 
     async def _timed(self) -> None:
-        """What waits for time. Digest, reminders and retention find their place beside it."""
+        """What waits for time. Digest and reminders find their place beside it."""
         if not self.is_leader:
             return
         try:
+            if not await self._store.read(groups.is_work_waiting, clock.now()):
+                return
+            self._unsettled.set()
             if await self._store.write(groups.expire_mutes, clock.now()):
                 self._woken.set()
         except StoreAway as problem:
             self._database_is_away(problem)
         except Exception as problem:
             note("alerts (timed)", problem)
+
+    async def _sweep(self) -> None:
+        """Remove what would grow for ever and nobody needs, a little at a time."""
+        try:
+            removed = 1
+            while self.is_leader and removed:
+                removed = await self._store.write(upkeep.sweep, clock.now())
+        except StoreAway as problem:
+            self._database_is_away(problem)
+        except Exception as problem:
+            note("alerts (sweep)", problem)
 
     def _start_listening(self) -> None:
         if self._listener is not None and (self._listening is None or self._listening.done()):

@@ -112,16 +112,17 @@ def _create_logs(name: str) -> None:
 
 
 def _index_logs() -> None:
-    newest_first = [sa.text("timestamp DESC"), sa.text("id DESC")]
+    newest_first: list[Any] = [sa.text("timestamp DESC"), sa.text("id DESC")]
     true = "true" if _is_postgres() else "1"
-    for name, columns, where in (
+    wanted: tuple[tuple[str, list[Any], str | None], ...] = (
         ("idx_error_logs_timestamp", newest_first, None),
         ("idx_error_logs_group", ["group_id", sa.text("timestamp DESC")], None),
         ("idx_error_logs_severity", ["severity", sa.text("timestamp DESC")], None),
         ("idx_error_logs_category", ["category", sa.text("timestamp DESC")], None),
         ("idx_error_logs_settled", newest_first, f"resolved IS {true}"),
         ("idx_error_logs_unsettled", ["group_id", "timestamp"], f"resolved IS NOT {true}"),
-    ):
+    )
+    for name, columns, where in wanted:
         only = sa.text(where) if where else None
         op.create_index(name, _LOGS, columns, postgresql_where=only, sqlite_where=only)
 
