@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,16 @@ class ErrorFactory(Protocol):
     """Makes an error from what a test is about; the rest has defaults."""
 
     def __call__(self, exception_type: str = "KeyError", **values: Any) -> ErrorRecord: ...
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where every part is required, no test may be left out."""
+    report = yield
+    if report.skipped and os.environ.get("TOCSIN_REQUIRE_ALL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and TOCSIN_REQUIRE_ALL=1 is set: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -49,3 +49,9 @@ def test_a_time_without_a_zone_is_refused() -> None:
     """Also when its check sum is right: no column could be compared with it."""
     with pytest.raises(BadInput, match="before"):
         cursors.decode(cursors.encode(MOMENT.replace(tzinfo=None), "x"))
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_a_place_is_never_taken_for_an_option(number: int) -> None:
+    """`tocsin errors --before …` gets it as it is."""
+    assert cursors.encode(datetime(2026, 1, 1, tzinfo=UTC), str(number))[0].isalpha()

@@ -18,9 +18,9 @@ _MAX_LENGTH = 400
 
 
 def encode(moment: datetime, row_id: str) -> str:
-    """The place behind a row, in base64url."""
+    """The place behind a row, in base64url; it begins with a letter: a dash would be an option on a command line."""
     body = json.dumps([moment.isoformat(), row_id], separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(_check_sum(body) + body).decode().rstrip("=")
+    return base64.urlsafe_b64encode(_LETTER + _check_sum(body) + body).decode().rstrip("=")
 
 
 def decode(text: str) -> tuple[datetime, str]:
@@ -33,7 +33,9 @@ def decode(text: str) -> tuple[datetime, str]:
     try:
         if len(text) > _MAX_LENGTH:
             raise ValueError
-        body = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)[_SUM_BYTES:]
+        body = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)[
+            len(_LETTER) + _SUM_BYTES :
+        ]
         told, row_id = json.loads(body)
         moment = datetime.fromisoformat(told)
         if not isinstance(row_id, str) or moment.tzinfo is None or encode(moment, row_id) != text:
@@ -48,6 +50,7 @@ def refusal() -> BadInput:
     return BadInput("before", "give the value of `next` from an earlier answer, as it was")
 
 
+_LETTER = b"\0"  # an A in base64
 _SUM_BYTES = 6
 
 
