@@ -381,6 +381,18 @@ async def test_a_group_that_is_not_there(client: httpx.AsyncClient, number: str)
         assert answer.json()["success"] is False
 
 
+async def test_json_is_read_as_curl_sends_it(client: httpx.AsyncClient, put: Put) -> None:
+    """`curl -d '{"for": "3h"}'` says that it sends a form."""
+    await put()
+    form = {"content-type": "application/x-www-form-urlencoded"}
+
+    answer = await client.post(f"{API}/groups/1/mute", content=b'{"for": "3h"}', headers=form)
+
+    assert answer.status_code == 200
+    until = datetime.fromisoformat((await client.get(f"{API}/groups/1")).json()["group"]["muted_until"])
+    assert until > clock.now() + timedelta(hours=2)
+
+
 async def test_an_act_wakes_the_alerts(store: Store, put: Put) -> None:
     """So that the message in the chat says at once who did it."""
     await put()

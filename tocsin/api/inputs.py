@@ -108,7 +108,9 @@ async def fields_of(request: Request) -> Inputs:
     body = await body_of(request)
     if not body.strip():
         return Inputs({})
-    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/x-www-form-urlencoded":
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    # `curl -d '{…}'` calls everything a form; no form's body begins with a brace.
+    if content_type == "application/x-www-form-urlencoded" and not body.lstrip().startswith(b"{"):
         try:
             return Inputs(dict(parse_qsl(body.decode("ascii"), max_num_fields=50, errors="strict")))
         except ValueError:
