@@ -99,7 +99,9 @@ async def authorize(request: Request, house: House, call: Call) -> Caller | None
         return None
     caller = await _known(request, house)
     if caller is None:
-        raise HTTPException(401, "log in, or send `Authorization: Bearer <token>`", {"www-authenticate": "Bearer"})
+        hint = "" if house.expects_alerts or house.settings.token else "; set TOCSIN_TOKEN to have one"
+        text = f"log in, or send `Authorization: Bearer <token>`{hint}"
+        raise HTTPException(401, text, {"www-authenticate": "Bearer"})
     if not caller.may(call.right):
         raise HTTPException(403, f"this token may not do that: its right is {caller.right}")
     if caller.session is not None and call.method != "GET":
