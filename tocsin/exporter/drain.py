@@ -1,8 +1,8 @@
 """
-The thread that empties the spool into the database.
+The thread that empties the spool: into the database, or to a server.
 
-It keeps no promise in memory: how far a segment was read is stored in the transaction that stores
-what was read, so a crash, a lost connection or a second reader count nothing twice and lose nothing.
+It keeps no promise in memory: how far a segment was read is kept by the sink, with what was read, so a
+crash, a lost connection or a second reader count nothing twice and lose nothing.
 """
 
 from __future__ import annotations
@@ -12,25 +12,21 @@ import sys
 import threading
 import time
 from _thread import allocate_lock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tocsin import clock
-from tocsin.contained import contained, failures, note, own_threads
+from tocsin.contained import contained, note, own_threads
 from tocsin.exporter import decode as decoding
 from tocsin.exporter import spool as spooling
-from tocsin.exporter.spool import Line, Orphan, Spool
+from tocsin.exporter.database import Database
+from tocsin.exporter.sink import Portion, Sink
+from tocsin.exporter.spool import Orphan, Spool
 from tocsin.failures import Overtaken, SchemaMismatch, StoreAway
-from tocsin.model import Batch, Entry, ErrorRecord, Instance, Stored
+from tocsin.model import Instance
 from tocsin.settings import Settings
-from tocsin.text import clean, one_line
-
-if TYPE_CHECKING:
-    from tocsin.store import Store
+from tocsin.text import one_line
 
 BATCH_LINES = 500
 BATCH_BYTES = 2 * 2**20
@@ -39,42 +35,48 @@ STORM_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 ADOPT_EVERY_S = 2.0
 SERVER_ADOPTS_EVERY_S = 0.5  # the last error of a service that died rings by way of a server
-CLOCK_EVERY_S = 60.0
 
 
 class Drain:
     """
     Empties this process's spool, and what dead processes left in its folder.
 
-    SQLAlchemy and the driver are imported here, when there is the first thing to store.
-
     Args:
-        spool: this process's own; None in a server, which only takes over.
+        spool: this process's own; None for who only takes over.
         folder: the spool folder.
-        say: gets one line for each error that was stored.
+        say: gets one line for each error that was put.
+        sink: where it is put (default: what the settings name).
+        chores: what else is done in this thread, about twice a second; each keeps its own pace.
     """
 
     def __init__(
-        self, settings: Settings, spool: Spool | None, folder: Path, say: Callable[[str], None] | None = None
+        self,
+        settings: Settings,
+        spool: Spool | None,
+        folder: Path,
+        say: Callable[[str], None] | None = None,
+        *,
+        sink: Sink | None = None,
+        chores: Sequence[Callable[[], None]] = (),
+        adopt_every_s: float = ADOPT_EVERY_S,
     ) -> None:
-        self._settings = settings
         self._spool = spool
         self._folder = folder
         self._say = say
-        self._store: Store | None = None
-        self._is_prepared = False
+        self._sink = sink or sink_of(settings, folder)
+        self._chores = chores
+        self._adopt_every_s = adopt_every_s
         self._segments: dict[Path, _Segment] = {}
         self._orphans: list[Orphan] = []
-        self._behind = timedelta(0)
         self._source: decoding.Source | None = None  # of this process's own errors
         self._told_lost = 0
         self._has_complained = False
-        self._next_clock = self._next_adoption = 0.0
+        self._next_adoption = 0.0
         self._signal = allocate_lock()
         self._signal.acquire()
         self._deadline: float | None = None
         self._thread = threading.Thread(target=self._run, name="tocsin-drain", daemon=True)
-        self.away_since: float | None = None  # monotonic; None while the database answers
+        self.away_since: float | None = None  # monotonic; None while the sink answers
         self.stored = 0
 
     def start(self) -> None:
@@ -140,13 +142,12 @@ class Drain:
                     pause_s = RETRY_S[min(failed, len(RETRY_S)) - 1]
                     time.sleep(pause_s) if self._deadline is None else time.sleep(0.05)
                 else:
-                    idle_s = SERVER_ADOPTS_EVERY_S if self._spool is None else IDLE_S
-                    self._signal.acquire(timeout=STORM_S if is_storming else idle_s)
+                    self._signal.acquire(timeout=STORM_S if is_storming else min(IDLE_S, self._adopt_every_s))
         finally:
             for orphan in self._orphans:
                 orphan.release(everything_stored=False)
-            if self._store is not None:
-                self._store.close_now()
+            with contained("closing"):
+                self._sink.close()
             own_threads.discard(threading.get_ident())
 
     def _round(self) -> bool:
@@ -160,21 +161,21 @@ class Drain:
             self._store_own(self._spool)
             self._tell_losses(self._spool)
         if time.monotonic() >= self._next_adoption and self._deadline is None:
-            self._next_adoption = time.monotonic() + (SERVER_ADOPTS_EVERY_S if self._spool is None else ADOPT_EVERY_S)
+            self._next_adoption = time.monotonic() + self._adopt_every_s
             self._orphans += spooling.adopt_orphans(self._folder)
             if self._spool is not None:
                 self._spool.refresh()
         self._store_orphans()
+        if self._deadline is None:
+            for chore in self._chores:
+                chore()
         return is_storming
 
     def _tell_losses(self, spool: Spool) -> None:
         """What could only be counted stands in the instance's row, also when nothing else is stored."""
         lost = spool.lost
-        if lost > self._told_lost and self._source is not None:
-            from tocsin.store import errors  # noqa: PLC0415
-
-            instance = self._report(self._source.instance, None)
-            self._ready_store().write_now(errors.write_instance, instance, clock.now() + self._behind)
+        if lost > self._told_lost and self._source is not None and self._source.instance is not None:
+            self._sink.report(self._report(self._source.instance, None))
             self._told_lost = lost
 
     def _store_own(self, spool: Spool) -> None:
@@ -186,6 +187,7 @@ class Drain:
             self._source = segment.source or self._source
             if is_final and segment.position == path.stat().st_size and spool.remove(path):
                 del self._segments[path]
+                self._sink.forget(segment.name)
 
     def _store_orphans(self) -> None:
         """One that cannot be read holds up no other."""
@@ -200,8 +202,11 @@ class Drain:
             except Exception as problem:
                 note(f"storing what {orphan.stem} left", problem)
                 continue
+            segments = orphan.segments()
             self._orphans.remove(orphan)
             orphan.release(everything_stored=True)
+            for path in segments:
+                self._sink.forget(path.stem)
 
     def _store_some(self, segment: _Segment, *, is_final: bool) -> bool:
         """Store the next lines of a segment; False when there are none."""
@@ -211,17 +216,20 @@ class Drain:
                 return False
             segment.source = decoding.Source.of(head[0].content or {})
         if segment.position is None:
-            segment.position = self._stored_position(segment)
+            segment.position = self._sink.position(segment.name)
         lines = spooling.read_segment(segment.path, segment.position, max_bytes=BATCH_BYTES, is_final=is_final)
         if not lines:
             return False
         if segment.position == 0 and len(lines) == 1 and not is_final:
             return False  # only the header yet: nothing that is worth a connection
         lines = lines[:BATCH_LINES]
-        self._ready_store()  # measures the clock, which decoding corrects
-        decoded = [(line, self._decode(line, segment.source)) for line in lines]
-        instance = self._report(segment.source.instance, segment.orphan)
-        self._write(segment, decoded, instance)
+        source = segment.source
+        instance = self._report(source.instance, segment.orphan) if source.instance is not None else None
+        portion = Portion(segment=segment.name, start=segment.position, lines=lines, source=source, instance=instance)
+        segment.position = None  # until it is known: some of it may be kept all the same, or by another
+        stored = self._sink.put(portion)
+        segment.position = portion.end
+        self._tell(stored)
         return True
 
     def _report(self, instance: Instance, orphan: Orphan | None) -> Instance:
@@ -233,103 +241,23 @@ class Drain:
             instance, memory_bytes=resident_bytes(), spool_bytes=self._spool.folder_bytes, lost=self._spool.lost
         )
 
-    def _decode(self, line: Line, source: decoding.Source) -> Entry | None:
-        try:
-            if line.content is None:
-                raise ValueError("the line cannot be read")
-            return decoding.decode(
-                line.content,
-                source,
-                own_categories=self._settings.categories,
-                capture_4xx=self._settings.capture_4xx,
-                behind=self._behind,
-            )
-        except Exception as problem:
-            failures["reading a spool line"] += 1
-            spooling.set_aside(self._folder, line.raw, f"{type(problem).__name__}: {problem}")
-            return None
-
-    def _write(self, segment: _Segment, decoded: list[tuple[Line, Entry | None]], instance: Instance) -> None:
-        """Store lines and how far they go; a batch that is refused is split until the bad one is alone."""
-        from tocsin.store import errors  # noqa: PLC0415  (SQLAlchemy comes with the first error)
-
-        store = self._ready_store()
-        batch = Batch(
-            entries=[entry for _, entry in decoded if entry is not None],
-            instance=instance,
-            segment=segment.name,
-            start=segment.position or 0,
-            position=decoded[-1][0].end,
-        )
-        try:
-            stored = store.write_now(errors.write_batch, batch, clock.now() + self._behind)
-        except (StoreAway, Overtaken):
-            segment.position = None  # it may have been committed all the same, or by another: ask
-            raise
-        except Exception as problem:
-            if len(batch.entries) > 1:
-                middle = len(decoded) // 2
-                self._write(segment, decoded[:middle], instance)
-                self._write(segment, decoded[middle:], instance)
-                return
-            self._write_alone(segment, decoded, instance, problem)
-            return
-        segment.position = batch.position
-        self._tell(stored)
-
-    def _write_alone(
-        self, segment: _Segment, decoded: list[tuple[Line, Entry | None]], instance: Instance, problem: Exception
-    ) -> None:
-        """One entry that the database refuses: without its context, else not at all, but set aside."""
-        line, entry = next((pair for pair in decoded if pair[1] is not None), (decoded[-1][0], None))
-        if entry is None:
-            raise problem  # it is not about the data
-        if isinstance(entry, ErrorRecord) and "tocsin.left_out" not in entry.context:
-            self._write(segment, [(decoded[-1][0], _harmless(entry, problem))], instance)
-            return
-        failures["storing an error that the database refuses"] += 1
-        spooling.set_aside(self._folder, line.raw, f"{type(problem).__name__}: {problem}")
-        self._write(segment, [(decoded[-1][0], None)], instance)
-
-    def _ready_store(self) -> Store:
-        if self._store is None:
-            from tocsin.store import open_store  # noqa: PLC0415
-
-            self._store = open_store(self._settings.database_url)
-        if not self._is_prepared:
-            from tocsin.store import migrate  # noqa: PLC0415
-
-            migrate.prepare_now(self._store)
-            self._is_prepared = True
-        if time.monotonic() >= self._next_clock:
-            self._behind = _clock_difference(self._store)
-            self._next_clock = time.monotonic() + CLOCK_EVERY_S
-        return self._store
-
-    def _stored_position(self, segment: _Segment) -> int:
-        store = self._ready_store()
-        from tocsin.store import errors  # noqa: PLC0415
-
-        return store.read_now(errors.progress, [segment.name]).get(segment.name, 0)
-
-    def _tell(self, stored: list[Stored]) -> None:
+    def _tell(self, stored: Sequence[str]) -> None:
         self.stored += len(stored)
         if self._say is None:
             return
-        for one in stored:
+        for line in stored:
             with contained("saying what was stored"):
-                self._say(f"{one.severity.upper()} {one.category} #{one.number} {one_line(one.title)}")
+                self._say(line)
 
     def _note_away(self, problem: Exception) -> None:
         self._forget_positions()
-        self._is_prepared = False
         if self.away_since is None:
             self.away_since = time.monotonic()
-            _complain(f"tocsin: the database is away, errors wait in {self._folder}: {problem}")
+            _complain(f"tocsin: {self._sink.name} is away, errors wait in {self._folder}: {problem}")
 
     def _note_back(self) -> None:
         if self.away_since is not None:
-            _complain(f"tocsin: the database is back after {time.monotonic() - self.away_since:.0f} s")
+            _complain(f"tocsin: {self._sink.name} is back after {time.monotonic() - self.away_since:.0f} s")
             self.away_since = None
 
     def _forget_positions(self) -> None:
@@ -364,11 +292,16 @@ class _Segment:
         return self.path.stem
 
 
+def sink_of(settings: Settings, folder: Path) -> Sink:
+    """Where the settings say that errors go."""
+    return Database(settings, folder)
+
+
 @contextmanager
 def adopting(settings: Settings) -> Iterator[Drain]:
     """Store what dead processes left in the spool folder of this machine, for as long as this lasts."""
     folder = Path(settings.spool_dir)
-    drain = Drain(settings, None, folder)
+    drain = Drain(settings, None, folder, sink=Database(settings, folder), adopt_every_s=SERVER_ADOPTS_EVERY_S)
     drain.start()
     try:
         yield drain
@@ -383,34 +316,6 @@ def resident_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _clock_difference(store: Store) -> timedelta:
-    """What to add to this machine's clock to get the database's; zero for what a round trip explains."""
-    if store.dialect == "sqlite":
-        return timedelta(0)
-    from tocsin.store import leases  # noqa: PLC0415
-
-    before = clock.now()
-    theirs = store.read_now(leases.database_now)
-    after = clock.now()
-    difference = theirs - (before + (after - before) / 2)
-    return difference if abs(difference) > max(after - before, timedelta(seconds=1)) else timedelta(0)
-
-
-def _harmless(entry: ErrorRecord, problem: Exception) -> ErrorRecord:
-    def cleaned(value: Any) -> Any:
-        return clean(value, 256 * 1024) if isinstance(value, str) else value
-
-    return replace(
-        entry,
-        message=cleaned(entry.message),
-        stack=cleaned(entry.stack),
-        title=cleaned(entry.title),
-        culprit=cleaned(entry.culprit),
-        exception_type=cleaned(entry.exception_type),
-        context={"tocsin.left_out": clean(f"the database refused it: {type(problem).__name__}")},
-    )
 
 
 def _complain(text: str) -> None:

@@ -23,7 +23,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, repeat
 from operator import setitem
@@ -127,6 +127,24 @@ class Spool:
         self.folder_bytes += written
         self._torn = written < len(line)
         return not self._torn
+
+    def append_all(self, lines: Sequence[bytes]) -> bool:
+        """
+        Write some lines that their sender still has, and wait until they are on the disk.
+
+        Returns:
+            False when they did not all go in: the sender shall send them again. Nothing counts as lost.
+        """
+        portion: list[bytes] = []
+        size = 0
+        for line in lines:
+            if size + len(line) > LINE_BYTES and portion:
+                if not self._append(b"".join(portion)):
+                    return False
+                portion, size = [], 0
+            portion.append(line)
+            size += len(line)
+        return not portion or self._append(b"".join(portion), durable=True)
 
     def lose(self) -> None:
         """Count one error as lost."""

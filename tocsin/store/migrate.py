@@ -16,7 +16,7 @@ from tocsin.failures import SchemaMismatch
 from tocsin.store.engine import Store
 from tocsin.store.schema import SCHEMA
 
-EXPECTED = "0001"
+EXPECTED = "0002"
 """The schema that this code works with: the newest revision in ``migrations``. Revisions sort by age."""
 
 VERSION_TABLE = "tocsin_version"

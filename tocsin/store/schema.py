@@ -316,6 +316,14 @@ spool_progress = _table(
     Column("updated_at", UtcTime, nullable=False),
 )
 
+# What came by HTTP may come again: a retry, the spans that an error passed through, a batch sent twice.
+received = _table(
+    "received",
+    Column("id", Id, primary_key=True),
+    Column("received_at", UtcTime, nullable=False),
+    Index("idx_received_at", "received_at"),
+)
+
 counters = _table(
     "counters",
     Column("name", Text, primary_key=True),
