@@ -196,3 +196,16 @@ def test_the_culprit_is_the_teams_own_innermost_frame() -> None:
     """Not the library's that raised."""
     assert culprit([*ORDER, ORDER[0]]) == "shop.orders in create_order"
     assert culprit(ORDER[:1]) is None
+
+
+def test_a_stack_without_source_lines_is_told_apart_by_what_was_said() -> None:
+    """JavaScript: two routes are two functions without a name, and a stack shows no line of source."""
+
+    def thrown(message: str, *, file: str = "/app/src/shop.js") -> str:
+        frames = [Frame(module="shop", function="<anonymous>", file=file, line=3, in_app=True)]
+        return fingerprint(exception_type="Error", frames=frames, message=message)
+
+    assert thrown("no stock") != thrown("no money")
+    assert thrown("order 1 is lost") == thrown("order 2 is lost")
+    python = "/app/shop.py"
+    assert thrown("no stock", file=python) == thrown("no money", file=python)

@@ -51,8 +51,9 @@ def fingerprint(
     The value that errors of one group share: ``1-`` and 32 hex digits.
 
     The exception's type, the team's own frames as module and function, and the text of the raising
-    line go in; neither line numbers nor paths, so that a deploy makes no old error new. Without frames
-    it is the type or the logger, the place, and the message with all that varies taken out.
+    line go in (the message, where a stack has no source lines); neither line numbers nor paths, so that a
+    deploy makes no old error new. Without frames it is the type or the logger, the place, and the message
+    with all that varies taken out.
 
     Args:
         frames: outermost first.
@@ -64,9 +65,10 @@ def fingerprint(
         if kind.rpartition(".")[2] == "RecursionError":
             parts = ["recursion", kind, *_recursion(own)]
         else:
-            parts = ["own", kind, " ".join(own[-1].text.split()), *_names(own)[-_MOST_FRAMES:]]
+            parts = ["own", kind, _raising(own[-1], message), *_names(own)[-_MOST_FRAMES:]]
     elif frames:
-        parts = ["foreign", kind, *_names(frames)[-_MOST_FOREIGN_FRAMES:]]
+        said = [template(message)] if _has_no_source(frames[-1]) else []
+        parts = ["foreign", kind, *said, *_names(frames)[-_MOST_FOREIGN_FRAMES:]]
     else:
         parts = ["message", kind or logger or "", place or "", template(message)]
     digest = blake2b(digest_size=16, usedforsecurity=False)
@@ -101,6 +103,16 @@ def culprit(frames: Sequence[Frame]) -> str | None:
         if frame.in_app:
             return one_line(f"{frame.module} in {frame.function}")
     return None
+
+
+def _raising(frame: Frame, message: str) -> str:
+    """The text of the raising line; where a stack has none, and many functions no name, what was said there."""
+    return template(message) if _has_no_source(frame) else " ".join(frame.text.split())
+
+
+def _has_no_source(frame: Frame) -> bool:
+    """Whether it is of a language whose stacks never show source lines."""
+    return not frame.text and not frame.file.endswith((".py", ".pyc", ">"))
 
 
 def _names(frames: Iterable[Frame]) -> list[str]:
