@@ -143,6 +143,7 @@ class Batch:
 
     entries: list[Entry]
     instance: Instance | None = None  # whose segment it was; its row is made or refreshed
+    instances: list[Instance] = field(default_factory=list)  # others that have told how they are
     segment: str | None = None  #       the spool segment that the entries were read from …
     start: int = 0  #                   … from which byte, which is how far it was stored before …
     position: int = 0  #                … and up to which; stored in the same transaction

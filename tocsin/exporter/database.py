@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CLOCK_EVERY_S = 60.0
 
-_Decoded = tuple[Line, Entry | None]
+_Decoded = tuple[Line, Entry | Instance | None]
 
 
 class Database:
@@ -92,7 +92,7 @@ class Database:
             self._next_clock = time.monotonic() + CLOCK_EVERY_S
         return self._store
 
-    def _decode(self, line: Line, source: decoding.Source) -> Entry | None:
+    def _decode(self, line: Line, source: decoding.Source) -> Entry | Instance | None:
         try:
             if line.content is None:
                 raise ValueError("the line cannot be read")
@@ -113,8 +113,9 @@ class Database:
 
         store = self._ready()
         batch = Batch(
-            entries=[entry for _, entry in decoded if entry is not None],
+            entries=[entry for _, entry in decoded if entry is not None and not isinstance(entry, Instance)],
             instance=portion.instance,
+            instances=[entry for _, entry in decoded if isinstance(entry, Instance)],
             segment=portion.segment,
             start=start,
             position=decoded[-1][0].end,

@@ -85,13 +85,13 @@ def decode(
     own_categories: tuple[tuple[str, str, str], ...] = (),
     capture_4xx: bool = False,
     behind: timedelta = timedelta(0),
-) -> Entry | None:
+) -> Entry | Instance | None:
     """
     One line of the spool as an entry for the store, or None for what is not stored.
 
     Args:
         content: a line that capture wrote, or the door: cleaned, shortened and scrubbed already. One from
-            the door has a ``resource`` of its own.
+            the door has a ``resource`` of its own, and no file is read for it: its paths are anybody's.
         behind: what to add to this machine's clock to get the database's.
 
     Raises:
@@ -109,6 +109,8 @@ def decode(
             moment = clock.from_ns(int(content["time_ns"])) + behind
             repeats = Repeats(error_id=str(content["error_id"]), count=count, timestamp=moment, id=content.get("id"))
             return repeats if count > 0 else None
+        case "instance":
+            return _instance(content, source, behind)
         case _:
             return None
 
@@ -173,7 +175,7 @@ def _error(
         context={
             **(attributes.get(semconv.CONTEXT) or {}),
             **{key: value for key, value in attributes.items() if key not in _CONSUMED},
-            **({semconv.FRAMES: _with_source(shown)} if (shown := _shown_frames(attributes, stack_frames)) else {}),
+            **({semconv.FRAMES: shown} if (shown := _shown_frames(content, stack_frames)) else {}),
         },
         exception_type=exception_type,
         trace_id=content.get("trace_id"),
@@ -186,22 +188,45 @@ def _error(
     )
 
 
-def _shown_frames(attributes: Mapping[str, Any], parsed: list[Frame]) -> list[dict[str, Any]]:
+def _shown_frames(content: Mapping[str, Any], parsed: list[Frame]) -> list[dict[str, Any]]:
     """The frames as capture made them, else as they were read out of the stack's text."""
-    stored = attributes.get(semconv.FRAMES)
-    if isinstance(stored, list):
-        return stored
-    return [
-        {
-            "module": one.module,
-            "function": one.function,
-            "file": one.file,
-            "line": one.line,
-            "text": one.text,
-            "in_app": one.in_app,
-        }
-        for one in parsed
-    ]
+    stored = content["attributes"].get(semconv.FRAMES)
+    shown = stored if isinstance(stored, list) else [_shown(one) for one in parsed]
+    return shown if content.get("door") else _with_source(shown)
+
+
+def _shown(frame: Frame) -> dict[str, Any]:
+    return {
+        "module": frame.module,
+        "function": frame.function,
+        "file": frame.file,
+        "line": frame.line,
+        "text": frame.text,
+        "in_app": frame.in_app,
+    }
+
+
+def _instance(content: Mapping[str, Any], source: Source, behind: timedelta) -> Instance:
+    """How a process somewhere else is; its own times by its own clock, but for a wrong one of this machine."""
+    ended_ns = content.get("ended_at_ns")
+    return Instance(
+        id=str(content["id"]),
+        service=str(content.get("service") or source.service),
+        environment=str(content.get("environment") or source.environment),
+        release=content.get("release") or source.release,
+        host=str(content.get("host") or "unknown"),
+        pid=int(content.get("pid") or 0),
+        started_at=clock.from_ns(int(content["started_at_ns"])) + behind,
+        python_version=content.get("python_version"),
+        memory_bytes=content.get("memory_bytes"),
+        active_requests=content.get("active_requests"),
+        is_shutting_down=bool(content.get("is_shutting_down")),
+        spool_bytes=content.get("spool_bytes"),
+        lost=int(content.get("lost") or 0),
+        is_alive=bool(content.get("is_alive", True)),
+        ended_at=clock.from_ns(int(ended_ns)) + behind if ended_ns is not None else None,
+        ended_how=content.get("ended_how"),
+    )
 
 
 def _amendment(content: Mapping[str, Any]) -> Amendment:
