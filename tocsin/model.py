@@ -91,6 +91,14 @@ class ErrorRecord:
 
 
 @dataclass(slots=True, kw_only=True)
+class EarlyRecord(ErrorRecord):
+    """An error whose row another program has written: it is taken in, and its row keeps what it says."""
+
+    rings: bool = True  #            False for what stood there before, or came resolved: it only counts
+    resolved_at: datetime | None = None  # None: not resolved
+
+
+@dataclass(slots=True, kw_only=True)
 class Amendment:
     """What a later sighting of a stored error knows better; only what is not None counts."""
 

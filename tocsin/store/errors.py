@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tocsin import ids, lifecycle
 from tocsin.failures import Overtaken
 from tocsin.lifecycle import Status, Trigger
-from tocsin.model import Amendment, Batch, ErrorRecord, Instance, Repeats, Severity, Stored, worst
+from tocsin.model import Amendment, Batch, EarlyRecord, ErrorRecord, Instance, Repeats, Severity, Stored, worst
 from tocsin.store import groups, schema
 from tocsin.store.engine import wake_others
 from tocsin.store.groups import Group, Mark
@@ -195,14 +195,22 @@ class _Writing:
         """A new error; returns the reason to ring, if there is one."""
         row = self._rows[record.id]
         group = self._groups[row.group_id]
-        late, reason = self._happened(group, record.timestamp, row.severity, record.release)
-        if late:
-            row.resolved, row.resolved_at = True, group.resolved_at
-            self.amended[row.id] = None
-        if record.timestamp >= group.last_seen:
+        early = record if isinstance(record, EarlyRecord) else None
+        is_newest = record.timestamp >= group.last_seen
+        if early is not None and not early.rings:
+            self._stood_before(group, early)
+            reason = None
+        else:
+            late, reason = self._happened(group, record.timestamp, row.severity, record.release)
+            if late and early is not None:
+                group.rows_pending = True
+            elif late:
+                row.resolved, row.resolved_at = True, group.resolved_at
+                self.amended[row.id] = None
+        if is_newest:
             group.last_error_id = record.id
             group.last_release = record.release or group.last_release
-        if row.category != "unknown":
+        if row.category != "unknown" and (is_newest or early is None):
             group.category = row.category
         self._count(group, row, record.timestamp, row.count)
         self._counted.add(row.id)
@@ -262,6 +270,27 @@ class _Writing:
         group.severity = worst(group.severity, severity)
         return False, reason.value if reason else None
 
+    def _stood_before(self, group: Group, record: EarlyRecord) -> None:
+        """
+        An error of before joins its group and rings nobody.
+
+        A group of such errors is resolved when all of them are; nobody is named for it. What a person has
+        said of the group since then stands.
+        """
+        is_first = group.id in self._unborn
+        self._unborn.discard(group.id)
+        self.touched[group.id] = None
+        group.severity = worst(group.severity, record.severity)
+        if is_first and record.resolved_at is not None:
+            group.status, group.resolved_at = Status.RESOLVED, record.resolved_at
+        elif group.resolved_at is None or group.resolved_by is not None:
+            group.rows_pending = group.rows_pending or self._is_late(group, record.timestamp, None)
+        elif record.resolved_at is None:
+            group.resolved_at = None
+            group.status = Status.OPEN if group.status == Status.RESOLVED else group.status
+        elif group.status == Status.RESOLVED:
+            group.resolved_at = max(group.resolved_at, record.resolved_at)
+
     def _is_late(self, group: Group, timestamp: datetime, release: str | None) -> bool:
         if group.resolved_at is None:
             return False
@@ -315,16 +344,41 @@ _COPIED = (
 
 
 def _insert_rows(connection: Connection, records: Mapping[str, ErrorRecord], now: datetime) -> set[str]:
-    """Insert the rows that are not there; returns their ids."""
+    """Insert the rows that are not there; returns their ids, and those of early rows, which are there."""
+    early = {error_id: record for error_id, record in records.items() if isinstance(record, EarlyRecord)}
+    _take_in(connection, early.values())
+    records = {error_id: record for error_id, record in records.items() if error_id not in early}
     if not records:
-        return set()
+        return set(early)
     statement = _upsert(connection, _logs).on_conflict_do_nothing(index_elements=[_logs.c.id]).returning(_logs.c.id)
     values = [
         {name: getattr(record, name) for name in _COPIED}
         | {"group_id": _group_of(record), "resolved": False, "created_at": now}
         for _, record in sorted(records.items())
     ]
-    return set(connection.execute(statement, values).scalars())
+    return set(connection.execute(statement, values).scalars()) | set(early)
+
+
+_take = (
+    update(_logs)
+    .where(_logs.c.id == bindparam("taken_id"))
+    .values(
+        group_id=bindparam("new_group"),
+        exception_type=func.coalesce(_logs.c.exception_type, bindparam("new_type", type_=_logs.c.exception_type.type)),
+    )
+)
+
+
+def _take_in(connection: Connection, records: Collection[EarlyRecord]) -> None:
+    """Rows that other programs have written get their group; this transaction holds them already."""
+    if records:
+        connection.execute(
+            _take,
+            [
+                {"taken_id": record.id, "new_group": _group_of(record), "new_type": record.exception_type}
+                for record in sorted(records, key=lambda record: record.id)
+            ],
+        )
 
 
 def _groups_of_earlier(connection: Connection, batch: Batch, new: Collection[str]) -> dict[str, str]:
