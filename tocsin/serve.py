@@ -8,41 +8,45 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
 
+from tocsin import clock
 from tocsin.alerts import scheduler
 from tocsin.api import create_app
 from tocsin.api.auth import first_token, login_address
 from tocsin.api.calls import House
 from tocsin.contained import note
-from tocsin.exporter.drain import adopting
+from tocsin.exporter.database import Database
+from tocsin.exporter.door import Door
+from tocsin.exporter.drain import SERVER_ADOPTS_EVERY_S, Drain
+from tocsin.exporter.otlp import Reader
+from tocsin.exporter.spool import Spool, default_max_bytes
 from tocsin.failures import BadInput, SchemaMismatch, StoreAway
+from tocsin.semconv import SERVICE_NAME
 from tocsin.settings import Settings
 from tocsin.store import open_store
 from tocsin.store.migrate import migrate
 from tocsin.text import clean
 
 Say = Callable[[str], None]
-Background = Callable[[Settings], AbstractContextManager[object]]
 
 FINISH_REQUESTS_S = 3
 """How long requests may go on after a stop was asked for."""
 
 _CLOSE_S = 4.0
+_CLOSE_DOOR_S = 2.0
+_DRAIN_S = 2.0
 _FINISH_WORK_S = 1.0
 _LONGEST_PAUSE_S = 2.0
 
 
-def serve(settings: Settings, *, host: str, port: int, background: Background = adopting) -> int:
+def serve(settings: Settings, *, host: str, port: int) -> int:
     """
     Serve until SIGTERM or SIGINT.
-
-    Args:
-        background: what also runs in a thread, once the database is prepared: by default whoever
-            stores what dead processes of this machine left in the spool.
 
     Returns:
         The exit code: 0 after a stop that was asked for, 1 when the address cannot be used, 2 when it
@@ -62,21 +66,19 @@ def serve(settings: Settings, *, host: str, port: int, background: Background = 
         return 1
     with listening:
         try:
-            return asyncio.run(_serve(settings, listening, background))
+            return asyncio.run(_serve(settings, listening))
         except BadInput as problem:
             _complain(f"tocsin serve: {problem}")
             return 2
 
 
 @asynccontextmanager
-async def running(
-    settings: Settings, *, base_url: str, say: Say | None = None, background: Background = adopting
-) -> AsyncIterator[Starlette]:
+async def running(settings: Settings, *, base_url: str, say: Say | None = None) -> AsyncIterator[Starlette]:
     """
     The house: an application whose store is opened, migrated, and watched over by the alerts.
 
-    Nothing here waits for the database: while it is away the application answers what it can, and the
-    rest starts when it is back.
+    Nothing here waits for the database: while it is away the application answers what it can, errors that
+    arrive wait in the spool, and the rest starts when it is back.
 
     Args:
         base_url: where people reach the page, for the log-in address.
@@ -84,32 +86,64 @@ async def running(
     """
     say = say or _to_nobody
     store = open_store(settings.database_url)
-    app = create_app(settings, store=store)
-    house: House = app.state.house
-    house.expects_alerts = True
-    stop = asyncio.Event()
-    behind = asyncio.create_task(_run_behind(house, stop, base_url, say, background), name="tocsin-house")
+    async with _taking_in(settings, say) as (door, drain):
+        app = create_app(settings, store=store, door=door)
+        house: House = app.state.house
+        house.expects_alerts = True
+        stop = asyncio.Event()
+        behind = asyncio.create_task(_run_behind(house, drain, stop, base_url, say), name="tocsin-house")
+        try:
+            yield app
+        finally:
+            house.is_shutting_down = True
+            stop.set()
+            await asyncio.wait({behind}, timeout=_CLOSE_S)
+            behind.cancel()
+            await asyncio.gather(behind, return_exceptions=True)
+            await house.finish(_FINISH_WORK_S)
+    await store.close()
+
+
+@asynccontextmanager
+async def _taking_in(settings: Settings, say: Say) -> AsyncIterator[tuple[Door, Drain]]:
+    """
+    The way of errors that come by HTTP, from the door into the database.
+
+    The door is open from the first moment. The drain, which whoever prepares the database starts, also
+    stores what dead processes of this machine left in the spool. What it does not get done at the end
+    is taken over by the next who comes.
+    """
+    folder = Path(settings.spool_dir)
+    spool = _open_spool(settings, folder, say)
+    chores: tuple[Callable[[], None], ...] = ()
+    sink = Database(settings, folder)
+    drain = Drain(settings, spool, folder, sink=sink, chores=chores, adopt_every_s=SERVER_ADOPTS_EVERY_S)
+    door = Door(Reader(settings), spool, drain.wake)
+    door.start()
     try:
-        yield app
+        yield door, drain
     finally:
-        house.is_shutting_down = True
-        stop.set()
-        await asyncio.wait({behind}, timeout=_CLOSE_S)
-        behind.cancel()
-        await asyncio.gather(behind, return_exceptions=True)
-        await house.finish(_FINISH_WORK_S)
-        await store.close()
+        await asyncio.to_thread(door.close, _CLOSE_DOOR_S)
+        is_stored = await asyncio.to_thread(drain.finish, _DRAIN_S)
+        if spool is not None:
+            spool.close(everything_stored=is_stored)
 
 
-async def _run_behind(house: House, stop: asyncio.Event, base_url: str, say: Say, background: Background) -> None:
-    """Prepare the database as soon as it is there; then run the alerts until the end, again if they fall."""
+def _open_spool(settings: Settings, folder: Path, say: Say) -> Spool | None:
+    header = {"door": True, "resource": {SERVICE_NAME: "tocsin"}, "started_ns": clock.now_ns()}
+    try:
+        return Spool(folder, settings.spool_max_bytes or default_max_bytes(folder), header)
+    except OSError as problem:
+        say(f"the spool folder cannot be used, so no errors are taken: {problem}; set TOCSIN_SPOOL_DIR")
+        return None
+
+
+async def _run_behind(house: House, drain: Drain, stop: asyncio.Event, base_url: str, say: Say) -> None:
+    """Prepare the database as soon as it is there; then run drain and alerts until the end, again if they fall."""
     if not await _until_done(lambda: _prepare(house, base_url, say), stop, say):
         return
-    with ExitStack() as beside:
-        # What dead processes left in the spool is stored by a thread of its own.
-        with suppress(OSError):  # a spool folder that cannot be read stops no server
-            beside.enter_context(background(house.settings))
-        await _until_done(lambda: _ring(house, stop), stop, say)
+    drain.start()
+    await _until_done(lambda: _ring(house, stop), stop, say)
 
 
 async def _prepare(house: House, base_url: str, say: Say) -> None:
@@ -149,9 +183,9 @@ async def _until_done(work: Callable[[], object], stop: asyncio.Event, say: Say)
     return False
 
 
-async def _serve(settings: Settings, listening: socket.socket, background: Background) -> int:
+async def _serve(settings: Settings, listening: socket.socket) -> int:
     base_url = _address_of(listening)
-    async with running(settings, base_url=base_url, say=_say, background=background) as app:
+    async with running(settings, base_url=base_url, say=_say) as app:
         server = _Server(
             uvicorn.Config(
                 app,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,9 @@ from starlette.applications import Starlette
 from tests.conftest import ErrorFactory
 from tocsin import clock
 from tocsin.api import create_app
+from tocsin.exporter.door import Door
+from tocsin.exporter.otlp import Reader
+from tocsin.exporter.spool import Spool
 from tocsin.model import Batch, ErrorRecord
 from tocsin.settings import Settings
 from tocsin.store import Store, errors
@@ -37,8 +41,24 @@ def client_of(
 
 
 @pytest.fixture
-async def app(store: Store) -> AsyncIterator[Starlette]:
-    made = create_app(settings_with(), store=store)
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """Where the door puts what it takes; nothing drains it."""
+    opened = Spool(tmp_path / "spool", 2**30, {"door": True})
+    yield opened
+    opened.close(everything_stored=True)
+
+
+@pytest.fixture
+def door(spool: Spool) -> Iterator[Door]:
+    opened = Door(Reader(Settings()), spool, wake=lambda: None)
+    opened.start()
+    yield opened
+    opened.close(5)
+
+
+@pytest.fixture
+async def app(store: Store, door: Door) -> AsyncIterator[Starlette]:
+    made = create_app(settings_with(), store=store, door=door)
     yield made
     await made.state.house.finish(5)
 

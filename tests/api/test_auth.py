@@ -37,8 +37,10 @@ async def test_every_call_asks_for_its_right(app: Starlette, put: Put, token: st
     async with client_of(app, token=TOKENS[token] if token else None) as client:
         for call in app.state.calls:
             path = call.path.replace("{id}", entry.id).replace("{n}", "1")
-            answer = await client.request(call.method, path)
+            answer = await client.request(call.method, path, json={} if call.right is Right.INGEST else None)
             expected = {True: (200, 303), False: (401,) if token is None else (403,)}[call.right in MAY[token]]
+            if call.path == "/api/debug/errors" and call.method == "POST":
+                expected = (400, *expected)  # an error without a message
             if call.path in (LOGIN, LOGOUT) and call.method == "POST":
                 expected = (303, 400)  # a form without fields
             assert answer.status_code in expected or (call.method == "POST" and answer.status_code == 409), (
@@ -54,8 +56,10 @@ async def test_the_table_of_calls_is_all_that_there_is(app: Starlette) -> None:
     assert routes == {(call.method, call.path) for call in app.state.calls}
     open_paths = {call.path for call in app.state.calls if call.right is Right.NONE and "/static/" not in call.path}
     assert open_paths == {"/livez", "/readyz", "/", f"{PAGE}/", LOGIN, LOGOUT}
-    acting = [call for call in app.state.calls if call.method == "POST" and call.path not in (LOGIN, LOGOUT)]
-    assert {call.right for call in acting} == {Right.FULL}
+    sending = {call.path for call in app.state.calls if call.right is Right.INGEST}
+    assert sending == {"/v1/logs", "/v1/traces", "/v1/metrics", "/api/debug/errors"}
+    posts = [call for call in app.state.calls if call.method == "POST" and call.path not in {LOGIN, LOGOUT, *sending}]
+    assert {call.right for call in posts} == {Right.FULL}
 
 
 async def test_who_is_not_known_is_told_how(stranger: httpx.AsyncClient) -> None:

@@ -4,6 +4,7 @@ Who makes a call, and whether they may.
 Programs send ``Authorization: Bearer <token>``; people log in on the page, with a token or with the
 one-time code of a log-in address, and have a session in a cookie. A secret is never taken from an
 address, except the code, which only a button's POST redeems: scanners of links open addresses.
+Programs of this machine may send errors without a token, as long as nobody has made one for that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from starlette.responses import RedirectResponse, Response
 
 from tocsin import clock
 from tocsin.api.calls import Call, Caller, House, Right, form_token
+from tocsin.api.guard import host_name
 from tocsin.api.inputs import Inputs, fields_of
 from tocsin.api.views import page, root_of
 from tocsin.contained import contained
@@ -38,6 +40,9 @@ _SAME_GUESSES = 60  #   a program with an old token asks now and then …
 _OTHER_GUESSES = 20  #  … but does not try others
 _ALL_GUESSES = 200
 _ADDRESSES = 10_000
+
+_FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
+"""Headers of proxies, beside all that begin with ``x-forwarded-``: what has one is not from this machine."""
 
 
 @dataclass(slots=True)
@@ -97,11 +102,9 @@ async def authorize(request: Request, house: House, call: Call) -> Caller | None
     """
     if call.right is Right.NONE:
         return None
-    caller = await _known(request, house)
+    caller = await (_sender(request, house) if call.right is Right.INGEST else _known(request, house))
     if caller is None:
-        hint = "" if house.expects_alerts or house.settings.token else "; set TOCSIN_TOKEN to have one"
-        text = f"log in, or send `Authorization: Bearer <token>`{hint}"
-        raise HTTPException(401, text, {"www-authenticate": "Bearer"})
+        raise HTTPException(401, _how_to_be_known(house, call), {"www-authenticate": "Bearer"})
     if not caller.may(call.right):
         raise HTTPException(403, f"this token may not do that: its right is {caller.right}")
     if caller.session is not None and call.method != "GET":
@@ -109,13 +112,59 @@ async def authorize(request: Request, house: House, call: Call) -> Caller | None
     return caller
 
 
+def _how_to_be_known(house: House, call: Call) -> str:
+    if call.right is Right.INGEST:
+        where = "" if house.settings.ingest_token else ", unless you send from the server's own machine, to 127.0.0.1"
+        return f"send `Authorization: Bearer <token>`{where}; TOCSIN_INGEST_TOKEN sets a token for this"
+    hint = "" if house.expects_alerts or house.settings.token else "; set TOCSIN_TOKEN to have one"
+    return f"log in, or send `Authorization: Bearer <token>`{hint}"
+
+
+async def _sender(request: Request, house: House) -> Caller | None:
+    """Who sends errors: a program, never a session."""
+    if "authorization" in request.headers:
+        return await _by_header(request, house)
+    if house.settings.ingest_token or not _is_of_this_machine(request):
+        return None
+    _require_same_origin(request, house)  # a browser here may show the page of anyone
+    return Caller(right=Right.INGEST, name="this machine", via="api")
+
+
+def _is_of_this_machine(request: Request) -> bool:
+    """
+    Whether a program on this machine asks, and nobody through it.
+
+    The name that it asks for must be a loopback one too: that of a stranger's page may have been made to
+    lead here (DNS rebinding). HTTP/1.0 is what a proxy speaks that was set up without its headers.
+    """
+    host = host_name(request.headers.get("host", ""))
+    return (
+        request.client is not None
+        and _is_loopback(request.client.host)
+        and (host == "localhost" or host.endswith(".localhost") or _is_loopback(host))
+        and request.scope["http_version"] != "1.0"
+        and not any(name.startswith("x-forwarded-") or name in _FORWARDED for name in request.headers)
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+async def _by_header(request: Request, house: House) -> Caller:
+    scheme, _, secret = request.headers["authorization"].partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise HTTPException(401, "send `Authorization: Bearer <token>`", {"www-authenticate": "Bearer"})
+    return await _by_token(request, house, secret.strip(), via="api")
+
+
 async def _known(request: Request, house: House) -> Caller | None:
-    header = request.headers.get("authorization")
-    if header is not None:
-        scheme, _, secret = header.partition(" ")
-        if scheme.lower() != "bearer" or not secret.strip():
-            raise HTTPException(401, "send `Authorization: Bearer <token>`", {"www-authenticate": "Bearer"})
-        return await _by_token(request, house, secret.strip(), via="api")
+    if "authorization" in request.headers:
+        return await _by_header(request, house)
     secret = request.cookies.get(_cookie_name(request, house), "")
     if not secret:
         return None

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from tocsin.api.inputs import BODY_LIMIT
 from tocsin.failures import BadInput, NotFound, SchemaMismatch, StoreAway
@@ -26,9 +27,13 @@ from tocsin.settings import Settings
 from tocsin.store import Store, open_store, shapes
 from tocsin.store.engine import sqlstate
 
+if TYPE_CHECKING:
+    from tocsin.exporter.door import Door
+
 logger = logging.getLogger("tocsin.api")
 
 _ANSWER_WITHIN_S = 20
+_LINGER_S = 1.0
 
 
 class Right(StrEnum):
@@ -55,6 +60,7 @@ class House:
     settings: Settings
     opened: Store | None = None
     alerts: Alerts | None = None
+    door: Door | None = None  #       takes errors in; only a server has one
     expects_alerts: bool = False  #  a server whose alerts are gone is degraded; an app without any is not
     is_shutting_down: bool = False
     active_requests: int = 0
@@ -107,6 +113,7 @@ _IMPLIED = {
 }
 
 Handler = Callable[[Request, House], Awaitable[Response]]
+Fail = Callable[[Request, int, str, Mapping[str, str]], Response]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +140,10 @@ class Call:
     also: Mapping[int, str] = field(default_factory=dict)  #     further statuses, and when
     body_limit: int = BODY_LIMIT
     is_page: bool = False  #                                     answers in HTML, failures too
+    fail: Fail | None = None  #                                  how it answers what went wrong, if in a way of its own
 
 
 Authorize = Callable[[Request, House, Call], Awaitable[Caller | None]]
-Fail = Callable[[Request, int, str, Mapping[str, str]], Response]
 
 
 def routes_of(calls: Iterable[Call], house: House, authorize: Authorize, page_failure: Fail) -> list[Route]:
@@ -160,7 +167,7 @@ def _endpoint(
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         call = by_method["GET" if request.method == "HEAD" else request.method]
-        fail = page_failure if call.is_page else failure
+        fail = call.fail or (page_failure if call.is_page else failure)
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 request.state.caller = await authorize(request, house, call)
@@ -168,9 +175,32 @@ def _endpoint(
                 return await call.run(request, house)
         except Exception as problem:
             status, text, headers = _meaning(problem)
-            return fail(request, status, text, headers)
+            answered = fail(request, status, text, headers)
+            return Lingering(answered) if headers.get("connection") == "close" else answered
 
     return endpoint
+
+
+class Lingering(Response):
+    """
+    The last answer on a connection on which its sender still sends: that is dropped for a moment.
+
+    Closed at once, the system would reset the connection, and the sender may never see why.
+    """
+
+    def __init__(self, answered: Response) -> None:
+        super().__init__(status_code=answered.status_code)
+        self.raw_headers = answered.raw_headers
+        self.body = answered.body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(self.body), "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _refuse_large(request: Request, limit: int) -> None:

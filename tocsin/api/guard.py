@@ -82,7 +82,7 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         if not self._hosts or request.scope["path"].endswith(_FOR_EVERY_HOST):
             return None
-        host = _name(request.headers.get("host", ""))
+        host = host_name(request.headers.get("host", ""))
         if host in self._hosts or any(one.startswith("*.") and host.endswith(one[1:]) for one in self._hosts):
             return None
         return failure(request, 400, "this host name is not served here: see TOCSIN_ALLOWED_HOSTS", {})
@@ -119,7 +119,7 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return frozenset(named | ({own} if own else set()))
 
 
-def _name(host: str) -> str:
+def host_name(host: str) -> str:
     """A ``Host`` header without its port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Table
-from sqlalchemy.types import JSON
+from sqlalchemy.types import JSON, TypeDecorator
 
 import tocsin
 from tocsin.api.calls import Call, Right
@@ -49,6 +49,14 @@ def _operation(call: Call) -> dict[str, Any]:
             403: "The token may not do that.",
             429: "Too many wrong tokens from this address.",
             503: "The database cannot be reached.",
+        }
+    if call.right is Right.INGEST:
+        failures |= {
+            400: "It cannot be read; for a posted error the text names the field.",
+            408: "The body arrived too slowly.",
+            413: "The body is too long.",
+            415: "Another content type or encoding.",
+            503: "There is no room now; send it again after `Retry-After`.",
         }
     for status, text in (failures | dict(call.also)).items():
         is_same = status == 503 and 503 in call.also
@@ -148,7 +156,7 @@ def _column(column: Column[Any]) -> dict[str, Any]:
             kind = {"type": "boolean"}
         case Integer() | BigInteger():
             kind = {"type": "integer"}
-        case JSON():
+        case JSON() | TypeDecorator(impl_instance=JSON()):
             kind = {"type": "object"}
         case _:
             kind = _TEXT

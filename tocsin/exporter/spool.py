@@ -5,6 +5,7 @@ Each process has files of its own in the spool folder, under one stem (``start-p
 
 - ``<stem>.0001.seg``, ``.0002.seg`` …: JSON lines, appended with one ``write`` each, which is what
   survives a ``kill -9``. The first line of each says whose it is.
+- ``<stem>.0001.sent`` …: up to which byte a server has acknowledged that segment; only where errors go to one.
 - ``<stem>.live``: locked while its process lives (a POSIX lock, which goes with the process), and
   mapped into memory: how often each storming error happened again, and how many errors were lost
   since the folder was full. A count is one store into that memory, so it survives as well.
@@ -139,7 +140,9 @@ class Spool:
         size = 0
         for line in lines:
             if size + len(line) > LINE_BYTES and portion:
-                if not self._append(b"".join(portion)):
+                # A sync is for one file: what the next portion leaves behind goes to the disk now.
+                is_last_of_file = self._size + size + LINE_BYTES > SEGMENT_BYTES
+                if not self._append(b"".join(portion), durable=is_last_of_file):
                     return False
                 portion, size = [], 0
             portion.append(line)
@@ -205,7 +208,7 @@ class Spool:
                 self._sealed.remove(sealed)
                 os.close(sealed.fd)
                 break
-        path.unlink(missing_ok=True)
+        _delete(path)
         return True
 
     def refresh(self) -> None:
@@ -219,7 +222,7 @@ class Spool:
         paths = self.segments() if everything_stored else []
         self._close()
         for path in paths:
-            path.unlink(missing_ok=True)
+            _delete(path)
         self._live.close(remove=everything_stored)
         _held.discard(self.stem)
 
@@ -462,7 +465,7 @@ class Orphan:
         """Delete the files when all of it is stored, else leave them for later."""
         if everything_stored:
             for path in self.segments():
-                path.unlink(missing_ok=True)
+                _delete(path)
             (self.folder / f"{self.stem}.live").unlink(missing_ok=True)
         os.close(self._fd)
         _held.discard(self.stem)
@@ -555,6 +558,43 @@ def _append_unflushed(orphan: Orphan, fd: int) -> None:
             os.fsync(file.fileno())
 
 
+def acknowledged(folder: Path, segment: str) -> int:
+    """Up to which byte a server has a segment (its file's name without the ending), as far as is known here."""
+    try:
+        return int((folder / f"{segment}.sent").read_bytes())
+    except (OSError, ValueError):
+        return 0
+
+
+def acknowledge(folder: Path, segment: str, position: int) -> None:
+    """
+    Note that a server has a segment up to a byte; all or nothing.
+
+    It is not waited for until it is on the disk: what is forgotten is sent again, and counts once.
+    """
+    path = folder / f"{segment}.sent"
+    new = path.with_suffix(".sent.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, str(position).encode())
+    finally:
+        os.close(fd)
+    new.rename(path)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what was noted of segments that are gone: somebody died between the two."""
+    for path in (*folder.glob("*.sent"), *folder.glob("*.sent.new")):
+        if not (folder / f"{path.name.partition('.sent')[0]}.seg").exists():
+            path.unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a segment, then what is noted of it: a note without a segment harms nobody."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".sent").unlink(missing_ok=True)
+
+
 def _repeats_line(error_id: str, begin: int, end: int, time_ns: int) -> bytes:
     content = {"v": VERSION, "kind": "repeats", "error_id": error_id, "from": begin, "to": end, "time_ns": time_ns}
     return (json.dumps(content) + "\n").encode()
@@ -589,7 +629,7 @@ def folder_bytes(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.endswith((".live", ".new")):
+                if entry.name.endswith((".live", ".new", ".sent")):
                     continue
                 try:
                     total += entry.stat(follow_symlinks=False).st_size
