@@ -16,7 +16,15 @@ class SettingsError(TocsinError):
 
 
 class StoreAway(TocsinError):
-    """The database cannot be reached, or refuses to work just now: worth another try later."""
+    """The database, or the server, cannot be reached or refuses to work just now: worth another try later."""
+
+    def __init__(self, text: str = "", *, pause_s: float | None = None) -> None:
+        super().__init__(text)
+        self.pause_s = pause_s  # for how long it wants to be left alone; None where it does not say
+
+
+class ServerRefuses(StoreAway):
+    """A server is there and takes nothing from us until somebody changes a setting."""
 
 
 class Overtaken(TocsinError):

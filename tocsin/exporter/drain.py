@@ -8,6 +8,7 @@ crash, a lost connection or a second reader count nothing twice and lose nothing
 from __future__ import annotations
 
 import os
+import random
 import sys
 import threading
 import time
@@ -21,9 +22,10 @@ from tocsin.contained import contained, note, own_threads
 from tocsin.exporter import decode as decoding
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.database import Database
+from tocsin.exporter.ship import Ship
 from tocsin.exporter.sink import Portion, Sink
 from tocsin.exporter.spool import Orphan, Spool
-from tocsin.failures import Overtaken, SchemaMismatch, StoreAway
+from tocsin.failures import Overtaken, SchemaMismatch, ServerRefuses, StoreAway
 from tocsin.model import Instance
 from tocsin.settings import Settings
 from tocsin.text import one_line
@@ -33,6 +35,8 @@ BATCH_BYTES = 2 * 2**20
 IDLE_S = 1.0
 STORM_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
+LONGEST_PAUSE_S = 60.0  # whatever a server asks for
+FIRST_BEAT_S = 1.0  # a program that ends sooner tells only of its errors
 ADOPT_EVERY_S = 2.0
 SERVER_ADOPTS_EVERY_S = 0.5  # the last error of a service that died rings by way of a server
 
@@ -71,10 +75,14 @@ class Drain:
         self._source: decoding.Source | None = None  # of this process's own errors
         self._told_lost = 0
         self._has_complained = False
+        self._complained_of: type[Exception] | None = None  # why the sink takes nothing, as it was said last
         self._next_adoption = 0.0
+        self._next_beat = time.monotonic() + FIRST_BEAT_S
+        self._random = random.Random()  # of its own: a user's `random.seed` is the user's
         self._signal = allocate_lock()
         self._signal.acquire()
         self._deadline: float | None = None
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tocsin-drain", daemon=True)
         self.away_since: float | None = None  # monotonic; None while the sink answers
         self.stored = 0
@@ -104,13 +112,14 @@ class Drain:
         Store what is left and end the thread.
 
         Args:
-            timeout_s: the most to wait; much less while the database is known to be away.
+            timeout_s: the most to wait; much less while the database or the server is known to be away.
 
         Returns:
             Whether all of this process's errors are stored; else they wait in the spool.
         """
         timeout_s = min(timeout_s, 0.3) if self.away_since is not None else timeout_s
         self._deadline = time.monotonic() + timeout_s
+        self._ending.set()
         self.wake()
         if self._thread.is_alive():
             self._thread.join(timeout_s + 0.2)
@@ -123,6 +132,7 @@ class Drain:
             while True:
                 is_last = self._deadline is not None
                 is_storming = False
+                pause_s = None
                 try:
                     is_storming = self._round()
                     failed = 0
@@ -131,6 +141,7 @@ class Drain:
                     continue  # asks how far it is stored
                 except (StoreAway, SchemaMismatch) as problem:
                     failed += 1
+                    pause_s = problem.pause_s if isinstance(problem, StoreAway) else None
                     self._note_away(problem)
                 except Exception as problem:
                     failed += 1
@@ -138,9 +149,10 @@ class Drain:
                     note("storing errors", problem)
                 if is_last and (not failed or time.monotonic() >= (self._deadline or 0)):
                     return
-                if failed:
-                    pause_s = RETRY_S[min(failed, len(RETRY_S)) - 1]
-                    time.sleep(pause_s) if self._deadline is None else time.sleep(0.05)
+                if failed and is_last:
+                    time.sleep(0.05)
+                elif failed:
+                    self._ending.wait(self._pause_s(failed, pause_s))
                 else:
                     self._signal.acquire(timeout=STORM_S if is_storming else min(IDLE_S, self._adopt_every_s))
         finally:
@@ -149,6 +161,11 @@ class Drain:
             with contained("closing"):
                 self._sink.close()
             own_threads.discard(threading.get_ident())
+
+    def _pause_s(self, failed: int, wished_s: float | None) -> float:
+        """How long to wait after so many failures: many processes shall not come back at the same moment."""
+        pause_s = max(RETRY_S[min(failed, len(RETRY_S)) - 1], wished_s or 0.0)
+        return min(pause_s * self._random.uniform(1.0, 1.25), LONGEST_PAUSE_S)
 
     def _round(self) -> bool:
         """Store all there is; True while a storm is being counted."""
@@ -167,6 +184,7 @@ class Drain:
                 self._spool.refresh()
         self._store_orphans()
         if self._deadline is None:
+            self._beat()
             for chore in self._chores:
                 chore()
         return is_storming
@@ -177,6 +195,27 @@ class Drain:
         if lost > self._told_lost and self._source is not None and self._source.instance is not None:
             self._sink.report(self._report(self._source.instance, None))
             self._told_lost = lost
+
+    def _beat(self) -> None:
+        """
+        Tell that this process lives, also when nothing goes wrong in it.
+
+        A server that is away is not worth a word while there is nothing to send; one that will take
+        nothing is, since that is better known before the first error.
+        """
+        every_s = self._sink.beats_every_s
+        if every_s is None or self._source is None or time.monotonic() < self._next_beat:
+            return
+        self._next_beat = time.monotonic() + every_s
+        if self._source.instance is not None:
+            try:
+                self._sink.report(self._report(self._source.instance, None))
+            except ServerRefuses as problem:
+                self._complain_away(problem)
+            except StoreAway:
+                pass
+            else:
+                self._complained_of = None
 
     def _store_own(self, spool: Spool) -> None:
         for path in spool.segments():
@@ -229,6 +268,8 @@ class Drain:
         segment.position = None  # until it is known: some of it may be kept all the same, or by another
         stored = self._sink.put(portion)
         segment.position = portion.end
+        if segment.orphan is None and self._sink.beats_every_s is not None:
+            self._next_beat = time.monotonic() + self._sink.beats_every_s  # it came with the errors
         self._tell(stored)
         return True
 
@@ -253,12 +294,20 @@ class Drain:
         self._forget_positions()
         if self.away_since is None:
             self.away_since = time.monotonic()
-            _complain(f"tocsin: {self._sink.name} is away, errors wait in {self._folder}: {problem}")
+        self._complain_away(problem)
+
+    def _complain_away(self, problem: Exception) -> None:
+        """Once for each kind of reason: a server that is back may be one that refuses the token."""
+        if self._complained_of is not type(problem):
+            self._complained_of = type(problem)
+            state = "takes nothing" if isinstance(problem, ServerRefuses) else "is away"
+            _complain(f"tocsin: {self._sink.name} {state}, errors wait in {self._folder}: {problem}")
 
     def _note_back(self) -> None:
         if self.away_since is not None:
             _complain(f"tocsin: {self._sink.name} is back after {time.monotonic() - self.away_since:.0f} s")
             self.away_since = None
+            self._complained_of = None
 
     def _forget_positions(self) -> None:
         for segment in self._segments.values():
@@ -283,7 +332,7 @@ class Drain:
 @dataclass(slots=True)
 class _Segment:
     path: Path
-    position: int | None  # None: the database knows
+    position: int | None  # None: the sink knows
     orphan: Orphan | None = None  # whose it was
     source: decoding.Source | None = None
 
@@ -294,7 +343,7 @@ class _Segment:
 
 def sink_of(settings: Settings, folder: Path) -> Sink:
     """Where the settings say that errors go."""
-    return Database(settings, folder)
+    return Ship(settings, folder) if settings.endpoint else Database(settings, folder)
 
 
 @contextmanager

@@ -31,11 +31,12 @@ class Sink(Protocol):
     """
     Keeps lines for good, each once; used by one thread.
 
-    Every call may raise `StoreAway` (then nothing of it was kept, or all: `position` tells), and
-    `SchemaMismatch`.
+    Every call may raise `StoreAway` (then nothing of it was kept, or some, or all: `position` tells),
+    and `SchemaMismatch`.
     """
 
     name: str  # as people call it: "the database"
+    beats_every_s: float | None  # how often it wants to hear of a process that has nothing to put; None: never
 
     def position(self, segment: str) -> int:
         """Up to which byte a segment is kept."""
