@@ -49,10 +49,9 @@ _BUNDLER = re.compile(r"(?:webpack|webpack-internal|turbopack|rsc|app)://", re.I
 _OF_NODE = re.compile(
     r"(?:node|bun|ext|wasm|native|internal|evalmachine|electron)[:/.]|<|native\Z|index \d+\Z|webpack/"
 )
-_OLD_NODE = frozenset(
-    "assert buffer child_process cluster dgram dns domain events fs http https module net path readline stream timers tls"
-    " util vm zlib _http_agent _http_client _http_incoming _http_outgoing _http_server _stream_duplex _stream_readable"
-    " _stream_transform _stream_writable _tls_wrap".split()
+_OLD_NODE = re.compile(
+    r"(?:assert|buffer|child_process|cluster|dgram|dns|domain|events|fs|https?|module|net|path|readline|stream|timers|tls"
+    r"|util|vm|zlib|_[a-z_]+)(?:\.js)?\Z"
 )
 _EXTENSION = re.compile(r"\.(?:d\.)?(?:[cm]?[jt]sx?|vue|svelte)\Z")
 _CONTENT_HASH = re.compile(
@@ -286,12 +285,7 @@ def _place_of(text: str) -> tuple[str, str, int]:
 def js_in_app(file: str) -> bool:
     """Whether a file that a JavaScript stack names is the team's own: not of the engine, not installed, not made up."""
     path = _js_path(file)
-    return not (
-        not path
-        or "/node_modules/" in f"/{path}"
-        or _OF_NODE.match(path)
-        or ("/" not in path and _EXTENSION.sub("", path) in _OLD_NODE)
-    )
+    return not (not path or "/node_modules/" in f"/{path}" or _OF_NODE.match(path) or _OLD_NODE.match(path))
 
 
 def js_module_of(file: str) -> str:
@@ -330,14 +324,14 @@ def _js_path(file: str) -> str:
     path = file.replace("\\", "/").partition("?")[0]
     if bundled := _BUNDLER.match(path):
         rest = path[bundled.end() :]
-        before, dot, after = rest.partition("/./")
-        if dot:
-            return f"./{after}"
+        if "/./" in rest:
+            return "./" + rest.partition("/./")[2]
         return rest.partition("/")[2].lstrip("/") if not rest.startswith(".") else rest
     if scheme := _SCHEME.match(path):
         rest = path[scheme.end() :]
         if scheme[0].lower() == "file:":
-            return "/" + rest.lstrip("/") if not rest.lstrip("/")[1:2] == ":" else rest.lstrip("/")
+            rest = rest.lstrip("/")
+            return rest if rest[1:2] == ":" else "/" + rest
         if len(scheme[0]) > 2 and rest.startswith("//"):
             return "./" + rest[2:].partition("/")[2]
     return path
