@@ -63,6 +63,15 @@ class Server:
     def get(self, path: str, **more: Any) -> httpx.Response:
         return httpx.get(self.address + path, headers=KNOWN, timeout=5, trust_env=False, **more)
 
+    def post(self, message: str) -> httpx.Response:
+        """Send an error as a cron job does, from this machine and without a token."""
+        address = self.address + "/api/debug/errors"
+        return httpx.post(address, json={"message": message, "service": "cron"}, timeout=20, trust_env=False)
+
+    def errors(self) -> list[str]:
+        """The messages of all stored errors."""
+        return sorted(error["message"] for error in self.get("/api/debug/errors?limit=200").json()["errors"])
+
     def until_ready(self) -> None:
         eventually(lambda: self.get("/readyz").status_code == 200, _STARTS_WITHIN_S)
 
@@ -198,6 +207,66 @@ def test_it_waits_for_a_database_that_is_away(tmp_path: Path, postgres_server: P
     assert health.json()["services"]["database"] == "error"
     assert code == 0
     assert "log in within" in server.said
+
+
+def test_errors_are_taken_while_the_database_is_away(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """From the first moment on: they wait in the spool, also for the next server, and are stored once."""
+    url = postgres_server.url
+    postgres_server.stop()
+    with serving(tmp_path, TOCSIN_TOKEN=TOKEN, TOCSIN_DATABASE_URL=url) as first:
+        taken = [first.post("first").status_code]
+        live, ready = first.get("/livez").status_code, first.get("/readyz").status_code
+        first.process.terminate()
+        assert first.wait() == 0
+    with serving(tmp_path, TOCSIN_TOKEN=TOKEN, TOCSIN_DATABASE_URL=url) as second:
+        taken.append(second.post("second").status_code)
+        postgres_server.start()
+        second.until_ready()
+        eventually(lambda: second.errors() == ["first", "second"])
+
+    assert (live, ready, taken) == (200, 503, [200, 200])
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.gate)])
+def test_what_was_answered_survives_a_kill(tmp_path: Path, kills: int) -> None:
+    """Wherever it was: in the spool, on its way into the database, or there."""
+    sent: list[str] = []
+    for kill in range(kills):
+        with serving(tmp_path, TOCSIN_TOKEN=TOKEN) as server:
+            for number in range(9):
+                assert server.post(f"{kill}.{number}").status_code == 200
+                sent.append(f"{kill}.{number}")
+            server.process.kill()
+    with serving(tmp_path, TOCSIN_TOKEN=TOKEN) as server:
+        server.until_ready()
+        eventually(lambda: len(server.errors()) >= len(sent))
+        eventually(lambda: not [path for path in (tmp_path / "spool").glob("*.seg") if path.stat().st_size > 1000])
+
+        assert server.errors() == sorted(sent)
+
+
+def test_nothing_is_left_in_the_spool_by_a_clean_end(server: Server, tmp_path: Path) -> None:
+    server.until_ready()
+    assert server.post("boom").status_code == 200
+    server.process.terminate()
+
+    assert server.wait() == 0
+    assert list((tmp_path / "spool").iterdir()) == []
+    assert "Traceback" not in server.said
+
+
+def test_a_spool_folder_that_cannot_be_used_stops_only_the_door(tmp_path: Path) -> None:
+    """It says so; reading, acting and alerts go on."""
+    (tmp_path / "file").write_text("no folder")
+    with serving(tmp_path, TOCSIN_TOKEN=TOKEN, TOCSIN_SPOOL_DIR=f"{tmp_path}/file/spool") as server:
+        server.until_ready()
+        answer = server.post("boom")
+        health = server.get("/api/debug/health").status_code
+
+        assert "TOCSIN_SPOOL_DIR" in server.said
+        assert "Traceback" not in server.said
+    assert (answer.status_code, health) == (503, 200)
+    assert answer.headers["retry-after"]
 
 
 def test_it_stops_while_the_database_is_away(tmp_path: Path, postgres_server: PostgresServer) -> None:

@@ -14,6 +14,7 @@ import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
@@ -147,6 +148,7 @@ def _is_of_this_machine(request: Request) -> bool:
     )
 
 
+@lru_cache(maxsize=256)
 def _is_loopback(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)

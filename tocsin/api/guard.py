@@ -35,6 +35,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+_RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+_RAW_NAMES = frozenset(name for name, _ in _RAW_HEADERS)
 _NO_STORE = "no-store"
 _FOR_EVERY_HOST = ("/livez", "/readyz")  # load balancers ask by address
 
@@ -63,9 +65,10 @@ class Guard:
 
         async def send_strictly(message: Message) -> None:
             if message["type"] == "http.response.start":
+                # All at once: set one by one they would cost more than most calls.
+                own = [pair for pair in message.get("headers", ()) if pair[0] not in _RAW_NAMES]
+                message["headers"] = own + _RAW_HEADERS
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
                 headers.setdefault("cache-control", _NO_STORE)
                 if scope["scheme"] == "https":
                     headers["strict-transport-security"] = "max-age=31536000"

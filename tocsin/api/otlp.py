@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -144,24 +145,23 @@ async def _body(request: Request, limit: int, place: Place | None) -> bytes:
     kept = io.BytesIO()
     size = 0
     closing = {"connection": "close"}
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
+    begun = time.monotonic()
     try:
-        async with asyncio.timeout_at(begun + _PATIENCE_S) as patience:
-            while True:
+        while True:
+            left_s = min(_BODY_WITHIN_S, _PATIENCE_S + size / _BYTES_PER_S) - (time.monotonic() - begun)
+            async with asyncio.timeout(left_s):
                 message = await request.receive()
-                if message["type"] != "http.request":
-                    raise HTTPException(400, "the body ended early", closing)
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise HTTPException(413, f"the body is longer than {limit} bytes", closing)
-                if place is not None:
-                    place.grow(len(part))
-                    kept.write(part)
-                if not message.get("more_body", False):
-                    return kept.getvalue()
-                patience.reschedule(min(begun + _BODY_WITHIN_S, begun + _PATIENCE_S + size / _BYTES_PER_S))
+            if message["type"] != "http.request":
+                raise HTTPException(400, "the body ended early", closing)
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise HTTPException(413, f"the body is longer than {limit} bytes", closing)
+            if place is not None:
+                place.grow(len(part))
+                kept.write(part)
+            if not message.get("more_body", False):
+                return kept.getvalue()
     except TimeoutError:
         raise HTTPException(408, "the body arrives too slowly", closing) from None
     except Full as problem:
