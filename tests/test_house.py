@@ -21,6 +21,7 @@ GROUND = {
     "ids",
     "lifecycle",
     "model",
+    "packing",
     "semconv",
     "settings",
     "spans",

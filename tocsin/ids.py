@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import time
+from functools import lru_cache
 
 # A generator of our own: ids need not be secret, and a user's `random.seed` must not repeat them.
 _random = random.Random()
@@ -26,6 +27,7 @@ def uuid7(time_ns: int | None = None) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+@lru_cache(maxsize=4096)
 def group_id(fingerprint: str, service: str, environment: str) -> str:
     """The id of the group that errors with this fingerprint form there: 32 hex digits, no look-up needed."""
     named = "\x1f".join((fingerprint, service, environment))

@@ -88,6 +88,7 @@ class ErrorRecord:
     count: int = 1
     is_synthetic: bool = False  #    made by tocsin to test its own way; never shown, never rings
     from_outside: bool = False  #    came by HTTP, where it may come again: its id is kept apart from its row
+    is_summed_up: bool = False  #    beyond the cap: it counts on the newest full error of its group
 
 
 @dataclass(slots=True, kw_only=True)

@@ -447,7 +447,7 @@ def _cause_of(evidence: Evidence) -> tuple[str, bool]:
         or _answer_category(evidence, by_cause)
         or by_type
         or by_cause
-        or _name_category(evidence)
+        or _name_category(evidence.logger, evidence.modules)
         or ("api" if evidence.mechanism in _IN_REQUEST or evidence.status_code is not None else "unknown")
     )
     return category, _is_away(evidence, raised_in if is_bare else None, module)
@@ -514,11 +514,12 @@ def _host_category(hosts: Iterable[str]) -> str | None:
     return None
 
 
-def _name_category(evidence: Evidence) -> str | None:
+@lru_cache(maxsize=512)
+def _name_category(logger: str | None, modules: tuple[str, ...]) -> str | None:
     """What the logger or the innermost module that is named for an integration speaks for."""
-    if evidence.logger and (category := _library_of(evidence.logger)):
+    if logger and (category := _library_of(logger)):
         return category
-    for name in (evidence.logger or "", *reversed(evidence.modules)):
+    for name in (logger or "", *reversed(modules)):
         for part in name.split("."):
             word = part.partition("_")[0].lower()
             if word in ("amocrm", "kommo"):

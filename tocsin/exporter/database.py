@@ -39,6 +39,7 @@ class Database:
     """
 
     name = "the database"
+    beats_every_s: float | None = None  # a connection for nothing is not worth it
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
@@ -47,6 +48,7 @@ class Database:
         self._is_prepared = False
         self._behind = timedelta(0)
         self._next_clock = 0.0
+        self._known = decoding.Known()
 
     def position(self, segment: str) -> int:
         """Up to which byte a segment is stored; asked anew after every failure."""
@@ -54,13 +56,19 @@ class Database:
         store = self._ready()
         from tocsin.store import errors  # noqa: PLC0415  (SQLAlchemy comes with the first error)
 
-        return store.read_now(errors.progress, [segment]).get(segment, 0)
+        stored = store.read_now(errors.progress, [segment]).get(segment)
+        # Its process may have sent it to a server, which may be this one.
+        return spooling.acknowledged(self._folder, segment) if stored is None else stored
 
     def put(self, portion: Portion) -> list[str]:
         """Decode and store some lines; a batch that is refused is split until the bad line is alone."""
         self._ready()  # measures the clock, which decoding corrects
         decoded = [(line, self._decode(line, portion.source)) for line in portion.lines]
         return [_as_line(one) for one in self._write(portion, portion.start, decoded)]
+
+    def store(self) -> Store:
+        """The store, prepared, for what else is done in the thread that uses this; may raise as `put` does."""
+        return self._ready()
 
     def report(self, instance: Instance) -> None:
         """Refresh the row of a process."""
@@ -102,6 +110,7 @@ class Database:
                 own_categories=self._settings.categories,
                 capture_4xx=self._settings.capture_4xx,
                 behind=self._behind,
+                known=self._known,
             )
         except Exception as problem:
             failures["reading a spool line"] += 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import linecache
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from tocsin import clock, semconv
+from tocsin import clock, packing, semconv
 from tocsin.exporter import classify, frames
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
 from tocsin.exporter.scrub import scrub_text
@@ -31,6 +33,7 @@ _CONSUMED = {
     semconv.CONTEXT,
     semconv.EXIT,
     semconv.PLACE,
+    semconv.FRAMES,
 }
 
 
@@ -39,6 +42,10 @@ _LOG_LINES = ("logging", "log record", "overflow")
 
 # Whoever asks by hand for an error to be recorded gets it, also where it was to be expected.
 _BY_HAND = ("track_error", "protect")
+
+
+KNOWN_CHARS = 2**20
+"""Characters of stacks whose frames are kept in memory, at about five bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,51 @@ class Source:
         return cls(service, environment, release, instance.id, instance)
 
 
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """What the text of a stack says; all of it hangs on the text and the exception's type alone."""
+
+    frames: list[Frame]
+    modules: tuple[str, ...]
+    packed: str
+    culprit: str | None
+    fingerprint: str | None  # None: the message matters too
+
+
+class Known:
+    """
+    What was worked out of stacks: errors of a group mostly have the same one.
+
+    For one thread. Bounded by the characters of the stacks; what was not asked for longest goes first.
+    """
+
+    def __init__(self, most_chars: int = KNOWN_CHARS) -> None:
+        self._most_chars = most_chars
+        self._chars = 0
+        self._traces: OrderedDict[tuple[str | None, str], _Trace] = OrderedDict()
+        self._source: tuple[Mapping[str, Any], Source] | None = None
+
+    def trace(self, exception_type: str | None, stack: str) -> _Trace:
+        """The frames of a stack and what follows from them."""
+        key = exception_type, stack
+        trace = self._traces.get(key)
+        if trace is not None:
+            self._traces.move_to_end(key)
+            return trace
+        trace = self._traces[key] = _trace(exception_type, stack)
+        self._chars += len(stack)
+        while self._chars > self._most_chars and len(self._traces) > 1:
+            (_, oldest), _ = self._traces.popitem(last=False)
+            self._chars -= len(oldest)
+        return trace
+
+    def source(self, resource: Mapping[str, Any]) -> Source:
+        """Whose a line is that says so itself; mostly the same as of the line before."""
+        if self._source is None or self._source[0] != resource:
+            self._source = resource, Source.of({"resource": resource})
+        return self._source[1]
+
+
 def decode(
     content: Mapping[str, Any],
     source: Source,
@@ -85,6 +137,7 @@ def decode(
     own_categories: tuple[tuple[str, str, str], ...] = (),
     capture_4xx: bool = False,
     behind: timedelta = timedelta(0),
+    known: Known | None = None,
 ) -> Entry | Instance | None:
     """
     One line of the spool as an entry for the store, or None for what is not stored.
@@ -93,15 +146,18 @@ def decode(
         content: a line that capture wrote, or the door: cleaned, shortened and scrubbed already. One from
             the door has a ``resource`` of its own, and no file is read for it: its paths are anybody's.
         behind: what to add to this machine's clock to get the database's.
+        known: of earlier lines; makes the same stack cheap.
 
     Raises:
         KeyError, TypeError, ValueError: the line is not what capture writes.
     """
+    known = known or Known()
     if isinstance(resource := content.get("resource"), dict) and content.get("kind") != "segment":
-        source = Source.of({"resource": resource})
+        source = known.source(resource)
     match content.get("kind"):
         case "error":
-            return _error(content, source, own_categories, capture_4xx, behind)
+            moment = clock.from_ns(int(content["time_unix_nano"])) + behind
+            return _error(content, source, moment, known, own=own_categories, capture_4xx=capture_4xx)
         case "amend":
             return _amendment(content)
         case "repeats":
@@ -118,9 +174,11 @@ def decode(
 def _error(
     content: Mapping[str, Any],
     source: Source,
+    moment: datetime,
+    known: Known,
+    *,
     own: tuple[tuple[str, str, str], ...],
     capture_4xx: bool,
-    behind: timedelta,
 ) -> ErrorRecord | None:
     attributes: dict[str, Any] = content["attributes"]
     message = str(content["body"])
@@ -129,7 +187,8 @@ def _error(
     logger = attributes.get(semconv.LOGGER)
     mechanism = attributes.get(semconv.MECHANISM)
     handled = attributes.get(semconv.HANDLED)
-    stack_frames = _frames(attributes, stack)
+    stored: list[dict[str, Any]] = attributes.get(semconv.FRAMES) or []
+    trace = _trace_of(stored) if stored else known.trace(exception_type, stack) if stack else _NO_TRACE
 
     bases = attributes.get(semconv.EXCEPTION_BASES) or {}
     verdict = classify.classify(
@@ -137,7 +196,7 @@ def _error(
             types=tuple(bases.get("own") or ((exception_type,) if exception_type else ())),
             cause_types=tuple(bases.get("causes") or ()),
             message=message,
-            modules=tuple(frame.module for frame in stack_frames),
+            modules=trace.modules,
             logger=logger,
             hosts=_hosts(attributes),
             mechanism=mechanism,
@@ -152,47 +211,76 @@ def _error(
     if not verdict.is_stored and not capture_4xx and not explicit and mechanism not in _BY_HAND:
         return None
 
+    is_foreign = bool(content.get("door"))
+    context = dict(attributes.get(semconv.CONTEXT) or {})
+    context.update((key, value) for key, value in attributes.items() if key not in _CONSUMED)
+    if stored:
+        # Another machine's paths are not ours to read.
+        context[semconv.FRAMES] = stored if is_foreign else _with_source(stored)
+    elif trace.frames:
+        context[semconv.FRAMES] = trace.packed if is_foreign else _with_source([_shown(one) for one in trace.frames])
+
     return ErrorRecord(
-        id=str(content["id"]),
-        timestamp=_time(content, behind),
+        id=str(UUID(content["id"])) if is_foreign else str(content["id"]),
+        timestamp=moment,
         severity=Severity(explicit) if explicit else verdict.severity,
         category=attributes.get(semconv.CATEGORY) or verdict.category,
         message=message,
-        fingerprint=fingerprint(
+        fingerprint=trace.fingerprint
+        or fingerprint(
             exception_type=exception_type,
             # Without an exception the frames only say who reports it; what it says tells it apart.
-            frames=stack_frames if exception_type else [],
+            frames=trace.frames if exception_type else [],
             message=message,
             logger=logger,
             place=attributes.get(semconv.PLACE),
         ),
         title=title(exception_type, message) or one_line(str(logger or mechanism or "error")),
-        culprit=culprit(stack_frames) or attributes.get(semconv.PLACE),
+        culprit=trace.culprit or attributes.get(semconv.PLACE),
         service=source.service,
         environment=source.environment,
         release=source.release,
         stack=stack,
-        context={
-            **(attributes.get(semconv.CONTEXT) or {}),
-            **{key: value for key, value in attributes.items() if key not in _CONSUMED},
-            **({semconv.FRAMES: shown} if (shown := _shown_frames(content, stack_frames)) else {}),
-        },
+        context=context,
         exception_type=exception_type,
         trace_id=content.get("trace_id"),
         span_id=content.get("span_id"),
         handled=handled,
         mechanism=mechanism,
         instance_id=source.instance_id,
-        from_outside=bool(content.get("door")),
+        from_outside=is_foreign,
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
 
 
-def _shown_frames(content: Mapping[str, Any], parsed: list[Frame]) -> list[dict[str, Any]]:
-    """The frames as capture made them, else as they were read out of the stack's text."""
-    stored = content["attributes"].get(semconv.FRAMES)
-    shown = stored if isinstance(stored, list) else [_shown(one) for one in parsed]
-    return shown if content.get("door") else _with_source(shown)
+def _trace(exception_type: str | None, stack: str) -> _Trace:
+    found = frames.parse(stack)
+    value = None
+    if exception_type and found:
+        # Whether the message matters is for `fingerprint` to say, which is asked with two.
+        value, other = (fingerprint(exception_type=exception_type, frames=found, message=said) for said in ("a", "b"))
+        value = value if value == other else None
+    modules = tuple(frame.module for frame in found)
+    return _Trace(found, modules, packing.pack(found), culprit(found), value)
+
+
+def _trace_of(stored: list[dict[str, Any]]) -> _Trace:
+    """The same of frames as capture made them."""
+    found = [
+        Frame(
+            module=frame["module"],
+            function=frame["function"],
+            file=frame["file"],
+            line=frame["line"],
+            text=frame.get("text", ""),
+            in_app=frame.get("in_app", False),
+        )
+        for frame in stored
+    ]
+    return _Trace(found, tuple(frame.module for frame in found), "", culprit(found), None)
+
+
+_NO_TRACE = _Trace([], (), "", None, None)
 
 
 def _shown(frame: Frame) -> dict[str, Any]:
@@ -241,22 +329,6 @@ def _amendment(content: Mapping[str, Any]) -> Amendment:
     )
 
 
-def _frames(attributes: Mapping[str, Any], stack: str | None) -> list[Frame]:
-    if stored := attributes.get(semconv.FRAMES):
-        return [
-            Frame(
-                module=frame["module"],
-                function=frame["function"],
-                file=frame["file"],
-                line=frame["line"],
-                text=frame.get("text", ""),
-                in_app=frame.get("in_app", False),
-            )
-            for frame in stored
-        ]
-    return frames.parse_python(stack) if stack else []
-
-
 SOURCE_LINES = 5  # around a line
 SOURCE_FRAMES = 10  # the innermost of the team's own
 
@@ -301,7 +373,3 @@ def _level(severity_number: int | None) -> str | None:
     if severity_number is None:
         return None
     return "critical" if severity_number >= 21 else "error" if severity_number >= 17 else "warning"
-
-
-def _time(content: Mapping[str, Any], behind: timedelta) -> datetime:
-    return clock.from_ns(int(content["time_unix_nano"])) + behind

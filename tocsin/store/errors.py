@@ -1,26 +1,38 @@
 """
 Errors come in: rows, groups, counts, and the mark for the alerts, in one transaction.
 
-Locks are taken in one order (rows, groups, releases, the counter, counts, totals) and within each by
-key, so that writers wait for one another instead of meeting in a deadlock.
+Locks are taken in one order (ids received, rows, groups, releases, the counter, counts, totals, progress,
+instances) and within each by key, so that writers wait for one another instead of meeting in a deadlock.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, case, func, select, tuple_, update
+from sqlalchemy import Connection, Table, and_, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin import ids, lifecycle
 from tocsin.failures import Overtaken
 from tocsin.lifecycle import Status, Trigger
-from tocsin.model import Amendment, Batch, EarlyRecord, ErrorRecord, Instance, Repeats, Severity, Stored, worst
-from tocsin.store import groups, schema
+from tocsin.model import (
+    Amendment,
+    Batch,
+    EarlyRecord,
+    Entry,
+    ErrorRecord,
+    Instance,
+    Repeats,
+    Severity,
+    Stored,
+    worst,
+)
+from tocsin.store import bulk, groups, schema
 from tocsin.store.engine import wake_others
 from tocsin.store.groups import Group, Mark
 
@@ -31,20 +43,22 @@ _logs = schema.error_logs
 _groups = schema.error_groups
 _releases = schema.releases
 _progress = schema.spool_progress
+_received = schema.received
 
 
 def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Stored]:
     """
     Store what an exporter has read, all of it or nothing; what was stored before counts nothing.
 
-    An error whose id is there already is a replay. An error that happened before its group was
-    resolved, or in an older release shortly after, is late: it counts, and its row is resolved, but
-    it does not reopen the group. A group takes the worst severity that it sees, and when it comes back
-    that of what came; of categories the last that is not ``unknown`` wins.
+    An error whose id is there already is a replay; what came from outside is one too when its id was
+    received within the last day, since it may be there without a row. An error that happened before its
+    group was resolved, or in an older release shortly after, is late: it counts, and its row is
+    resolved, but it does not reopen the group. A group takes the worst severity that it sees, and when
+    it comes back that of what came; of categories the last that is not ``unknown`` wins.
 
     Args:
         batch: entries in the order in which they happened. Amendments and repeats of an error that is
-            not there are left out.
+            not there are left out; an error that is summed up is written out where its group has none.
         now: the database's time, as far as the caller knows it.
 
     Returns:
@@ -55,22 +69,25 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
         Overtaken: the segment is not stored up to where this batch starts, but further: somebody else
             reads it too. Nothing of the batch is stored.
     """
-    if batch.instance is not None:
-        write_instance(connection, batch.instance, now)
-    records = _to_store(batch)
-    new = _insert_rows(connection, records, now)
-    earlier = _groups_of_earlier(connection, batch, new)
+    entries = _take_ids(connection, batch.entries, now)
+    newest = _newest_errors(connection, entries)
+    records = _to_store(entries, newest)
+    there = {error_id for error_id, record in records.items() if isinstance(record, EarlyRecord)}
+    new = there | _insert_rows(connection, {key: records[key] for key in records.keys() - there}, now)
+    entries = _summed_up(entries, records, new, newest)
+    earlier = _groups_of_earlier(connection, entries, new)
     firsts = [record for error_id, record in records.items() if error_id in new]
     known, fresh = _hold_groups(connection, set(earlier.values()), firsts)
     # A row changes only while its group is held, so what is read of it from here on is true.
     rows = _stored_rows(connection, [error_id for error_id, group_id in earlier.items() if group_id in known])
     counted = set(rows)
     rows |= {record.id: _Row.of(record) for record in firsts}
-    first_seen = _first_seen(connection, rows.values(), known, now)
+    instances = _instances(batch)
+    first_seen = _first_seen(connection, rows.values(), known, instances, now)
 
     writing = _Writing(rows=rows, counted=counted, known=known, fresh=fresh, first_seen=first_seen, now=now)
     stored = []
-    for entry in batch.entries:
+    for entry in entries:
         if isinstance(entry, Amendment):
             writing.amend(entry)
         elif isinstance(entry, Repeats):
@@ -86,6 +103,8 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
     _add(connection, schema.hourly_totals, writing.totals)
     if batch.segment is not None:
         _advance(connection, batch, now)
+    for instance in instances:
+        _write_instance(connection, instance, now)
     if any(known[group_id].mark is not None for group_id in writing.touched):
         wake_others(connection)
     return [
@@ -107,12 +126,22 @@ def progress(connection: Connection, segments: Collection[str]) -> dict[str, int
     return {row.segment: row.position for row in connection.execute(query)}
 
 
+def known_groups(connection: Connection, group_ids: Collection[str]) -> set[str]:
+    """Those of the groups that are there."""
+    return set(connection.execute(select(_groups.c.id).where(_groups.c.id.in_(sorted(group_ids)))).scalars())
+
+
 def write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
     """
     Make or refresh the row of a watched process, and note its release; what is not known stays.
 
     A dead process is not seen by what others find of it.
     """
+    _note_releases(connection, _releases_of([instance]), now)
+    _write_instance(connection, instance, now)
+
+
+def _write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
     table = schema.instances
     values = {field.name: getattr(instance, field.name) for field in fields(instance) if field.name != "is_alive"}
     last_seen = instance.ended_at or (now if instance.is_alive else instance.started_at)
@@ -128,8 +157,16 @@ def write_instance(connection: Connection, instance: Instance, now: datetime) ->
         new = statement.excluded[column.name]
         changes[column.name] = case((new > column, new), else_=column)
     connection.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changes))
-    if instance.release is not None:
-        _note_releases(connection, {(instance.service, instance.release)}, now)
+
+
+def _instances(batch: Batch) -> list[Instance]:
+    """The processes that a batch tells of, each as it was last, by id."""
+    told = [*batch.instances, *([batch.instance] if batch.instance is not None else [])]
+    return [instance for _, instance in sorted({instance.id: instance for instance in told}.items())]
+
+
+def _releases_of(instances: Iterable[Instance]) -> set[tuple[str, str]]:
+    return {(instance.service, instance.release) for instance in instances if instance.release is not None}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -326,64 +363,105 @@ class _Writing:
             group.raise_mark(mark, self._now)
 
 
-def _to_store(batch: Batch) -> dict[str, ErrorRecord]:
-    """The errors by id, each id once, in order."""
+def _id_from_outside(entry: Entry) -> str | None:
+    """The id by which it is told when something from outside comes again."""
+    if isinstance(entry, ErrorRecord):
+        return entry.id if entry.from_outside and not entry.is_synthetic else None
+    return entry.id if isinstance(entry, Repeats) else None
+
+
+def _take_ids(connection: Connection, entries: Sequence[Entry], now: datetime) -> Sequence[Entry]:
+    """The entries without those from outside that were here before; the ids of the others are noted."""
+    ids = sorted({given for entry in entries if (given := _id_from_outside(entry)) is not None})
+    if not ids:
+        return entries
+    if bulk.is_for(connection):
+        rows = [(given, now) for given in ids]
+        names = ("id", "received_at")
+        then = "ON CONFLICT DO NOTHING RETURNING old.id::text"
+        new = set(bulk.insert(connection, _received, names, rows, then).scalars())
+    else:
+        statement = _upsert(connection, _received).on_conflict_do_nothing().returning(_received.c.id)
+        new = set(connection.execute(statement, [{"id": given, "received_at": now} for given in ids]).scalars())
+    kept: list[Entry] = []
+    for entry in entries:
+        given = _id_from_outside(entry)
+        if given is None or given in new:
+            kept.append(entry)
+            new.discard(given or "")  # the same once more in one batch
+    return kept
+
+
+def _newest_errors(connection: Connection, entries: Iterable[Entry]) -> dict[str, str]:
+    """Of the groups of errors that are to be summed up: the newest full error, where there is one."""
+    wanted = {_group_of(entry) for entry in entries if isinstance(entry, ErrorRecord) and entry.is_summed_up}
+    if not wanted:
+        return {}
+    joined = _groups.join(_logs, and_(_logs.c.id == _groups.c.last_error_id, _logs.c.group_id == _groups.c.id))
+    query = select(_groups.c.id, _logs.c.id.label("error_id")).select_from(joined)
+    return {row.id: row.error_id for row in connection.execute(query.where(_groups.c.id.in_(sorted(wanted))))}
+
+
+def _to_store(entries: Iterable[Entry], newest: Mapping[str, str]) -> dict[str, ErrorRecord]:
+    """The errors that get a row, by id, each id once, in order."""
     records: dict[str, ErrorRecord] = {}
-    for entry in batch.entries:
+    written = set(newest)
+    for entry in entries:
         # A synthetic error has shown that the way is open by coming here; where that is written down
         # is for whoever sends them to say.
-        if isinstance(entry, ErrorRecord) and not entry.is_synthetic:
-            records.setdefault(entry.id, entry)
+        if not isinstance(entry, ErrorRecord) or entry.is_synthetic:
+            continue
+        if entry.is_summed_up and _group_of(entry) in written:
+            continue
+        written.add(_group_of(entry))
+        records.setdefault(entry.id, entry)
     return records
+
+
+def _summed_up(
+    entries: Iterable[Entry], records: Mapping[str, ErrorRecord], new: Collection[str], newest: Mapping[str, str]
+) -> list[Entry]:
+    """The entries, those that get no row as repeats of the newest before them in their group."""
+    latest = dict(newest)
+    kept: list[Entry] = []
+    for entry in entries:
+        if not isinstance(entry, ErrorRecord) or entry.is_synthetic:
+            kept.append(entry)
+        elif not entry.is_summed_up or records.get(entry.id) is entry:
+            kept.append(entry)
+            if entry.id in new or _group_of(entry) not in latest:  # else its row was there before
+                latest[_group_of(entry)] = entry.id
+        elif error_id := latest.get(_group_of(entry)):
+            kept.append(Repeats(error_id=error_id, count=entry.count, timestamp=entry.timestamp))
+    return kept
 
 
 _COPIED = (
     *("id", "timestamp", "severity", "category", "message", "stack", "context", "environment", "count", "service"),
     *("release", "exception_type", "trace_id", "span_id", "handled", "mechanism", "instance_id"),
 )
+_ADDED = ("group_id", "resolved", "created_at")
+_CONTEXT = _COPIED.index("context")
+_copied = attrgetter(*_COPIED)
 
 
 def _insert_rows(connection: Connection, records: Mapping[str, ErrorRecord], now: datetime) -> set[str]:
-    """Insert the rows that are not there; returns their ids, and those of early rows, which are there."""
-    early = {error_id: record for error_id, record in records.items() if isinstance(record, EarlyRecord)}
-    _take_in(connection, early.values())
-    records = {error_id: record for error_id, record in records.items() if error_id not in early}
+    """Insert the rows that are not there; returns their ids."""
     if not records:
-        return set(early)
+        return set()
+    rows = [(*_copied(record), _group_of(record), False, now) for _, record in sorted(records.items())]
+    if bulk.is_for(connection):
+        texts = [(*row[:_CONTEXT], bulk.as_json(row[_CONTEXT]), *row[_CONTEXT + 1 :]) for row in rows]
+        then = "ON CONFLICT (id) DO NOTHING RETURNING old.id::text"
+        return set(bulk.insert(connection, _logs, _COPIED + _ADDED, texts, then).scalars())
     statement = _upsert(connection, _logs).on_conflict_do_nothing(index_elements=[_logs.c.id]).returning(_logs.c.id)
-    values = [
-        {name: getattr(record, name) for name in _COPIED}
-        | {"group_id": _group_of(record), "resolved": False, "created_at": now}
-        for _, record in sorted(records.items())
-    ]
-    return set(connection.execute(statement, values).scalars()) | set(early)
+    values = [dict(zip(_COPIED + _ADDED, row, strict=True)) for row in rows]
+    return set(connection.execute(statement, values).scalars())
 
 
-_take = (
-    update(_logs)
-    .where(_logs.c.id == bindparam("taken_id"))
-    .values(
-        group_id=bindparam("new_group"),
-        exception_type=func.coalesce(_logs.c.exception_type, bindparam("new_type", type_=_logs.c.exception_type.type)),
-    )
-)
-
-
-def _take_in(connection: Connection, records: Collection[EarlyRecord]) -> None:
-    """Rows that other programs have written get their group; this transaction holds them already."""
-    if records:
-        connection.execute(
-            _take,
-            [
-                {"taken_id": record.id, "new_group": _group_of(record), "new_type": record.exception_type}
-                for record in sorted(records, key=lambda record: record.id)
-            ],
-        )
-
-
-def _groups_of_earlier(connection: Connection, batch: Batch, new: Collection[str]) -> dict[str, str]:
-    """Error and group of the rows stored earlier that this batch amends or repeats."""
-    later = {entry.error_id for entry in batch.entries if isinstance(entry, Amendment | Repeats)}
+def _groups_of_earlier(connection: Connection, entries: Iterable[Entry], new: Collection[str]) -> dict[str, str]:
+    """Error and group of the rows stored earlier that these amend or repeat."""
+    later = {entry.error_id for entry in entries if isinstance(entry, Amendment | Repeats)}
     wanted = later.difference(new)
     if not wanted:
         return {}
@@ -439,14 +517,18 @@ def _first_values(group_id: str, record: ErrorRecord) -> dict[str, Any]:
 
 
 def _first_seen(
-    connection: Connection, rows: Iterable[_Row], known: Mapping[str, Group], now: datetime
+    connection: Connection,
+    rows: Iterable[_Row],
+    known: Mapping[str, Group],
+    instances: Iterable[Instance],
+    now: datetime,
 ) -> dict[tuple[str, str], datetime]:
     """
     When the releases were first seen that matter to resolved groups; releases not seen before are noted.
 
     A release that the group has had last is noted already.
     """
-    pairs: set[tuple[str, str]] = set()
+    pairs = _releases_of(instances)
     compared: set[tuple[str, str]] = set()
     for row in rows:
         group = known[row.group_id]
@@ -503,6 +585,11 @@ def _add(connection: Connection, table: Table, counts: Counter[tuple[Any, ...]])
     keys = [column.name for column in table.primary_key]
     values = [dict(zip(keys, key, strict=True)) | {"count": n} for key, n in sorted(counts.items()) if n]
     if not values:
+        return
+    if bulk.is_for(connection):
+        rows = [(*key, n) for key, n in sorted(counts.items()) if n]
+        then = f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET count = old.count + excluded.count"
+        bulk.insert(connection, table, (*keys, "count"), rows, then)
         return
     statement = _upsert(connection, table)
     added = table.c.count + statement.excluded.count

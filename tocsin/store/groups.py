@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from tocsin import lifecycle
 from tocsin.failures import NotFound
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
-from tocsin.store import audit, cursors, schema
+from tocsin.store import audit, bulk, cursors, schema
 from tocsin.store.engine import wake_others
 from tocsin.store.leases import database_now
 
@@ -296,6 +297,7 @@ _SAVED = (
     *("resolved_at", "resolved_by", "resolved_in_release", "muted_until", "mute_until_count"),
     *("last_release", "last_error_id", "mark", "marked_at", "rows_pending"),
 )
+_saved = attrgetter(*_SAVED)
 _save = (
     update(_groups)
     .where(_groups.c.id == bindparam("saved_id"))
@@ -305,13 +307,13 @@ _save = (
 
 def save(connection: Connection, changed: Collection[Group]) -> None:
     """Store what may change in groups that this transaction holds."""
-    if changed:
+    ordered = sorted(changed, key=lambda group: group.id)
+    if ordered and bulk.is_for(connection):
+        bulk.update(connection, _groups, ("id", *_SAVED), [(group.id, *_saved(group)) for group in ordered])
+    elif ordered:
+        names = [f"new_{name}" for name in _SAVED]
         connection.execute(
-            _save,
-            [
-                {"saved_id": group.id, **{f"new_{name}": getattr(group, name) for name in _SAVED}}
-                for group in sorted(changed, key=lambda group: group.id)
-            ],
+            _save, [{"saved_id": group.id} | dict(zip(names, _saved(group), strict=True)) for group in ordered]
         )
 
 

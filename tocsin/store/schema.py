@@ -33,6 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
+from tocsin import packing, semconv
+
 SCHEMA = "tocsin"
 
 
@@ -71,6 +73,20 @@ class Id(TypeDecorator[str]):
 
 
 Json = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+
+class Context(TypeDecorator[dict[str, Any]]):
+    """What an error's context is: JSON, its frames packed where a stack's text says the same."""
+
+    impl = Json
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if isinstance(value, dict) and isinstance(packed := value.get(semconv.FRAMES), str):
+            value[semconv.FRAMES] = packing.unpack(packed)
+        return value
+
+
 _Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
 
 metadata = MetaData()
@@ -95,7 +111,7 @@ error_logs = Table(
     Column("category", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("stack", Text),
-    Column("context", Json),
+    Column("context", Context),
     Column("environment", Text, nullable=False, server_default=text("'development'")),
     Column("resolved", Boolean, server_default=text("false")),
     Column("resolved_at", UtcTime),
