@@ -1,24 +1,29 @@
-"""`tocsin run -- CMD…`: a user's program, instrumented without a code change."""
+"""`tocsin run -- CMD…`: a user's program, instrumented where it is Python, and watched where it is not."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from tocsin import destination
 from tocsin.settings import Settings, git_release, service_name
 from tocsin.text import one_line
 
 STARTUP_FOLDER = Path(__file__).parent / "instrumentation" / "startup"
+WATCHER = Path(__file__).with_name("watch.py")
 
 
 def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, traces: bool = False) -> int:
     """
-    Become the program that `command` names; returns only where it cannot be started.
+    Become the program that `command` names, or who watches it; returns only where it cannot be started.
 
-    The program takes the place of this process, so that signals, exit code and process id are as they
-    would be without tocsin. Python is told by its path to start tocsin first.
+    A Python program takes the place of this process, so that signals, exit code and process id are as they
+    would be without tocsin, and is told by its path to start tocsin first. Any other program gets a small
+    parent that sees how it ends (`tocsin.watch`).
 
     Args:
         problems: what is wrong with the settings; said here, in one line each, and the program starts.
@@ -38,9 +43,12 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
         environ["TOCSIN_RELEASE"] = release
     if traces:
         environ["TOCSIN_TRACES"] = "1"
-    _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {settings.shown_database()}")
+    where = one_line(destination.told(settings), 400)
+    _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
     sys.stderr.flush()
     try:
+        if _is_foreign(command[0]):
+            _become_watcher(command, settings, environ)
         os.execvpe(command[0], list(command), environ)  # noqa: S606
     except FileNotFoundError:
         _say(f"there is no program {command[0]!r}")
@@ -48,6 +56,39 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
     except OSError as problem:
         _say(f"{command[0]!r} cannot be run: {problem.strerror}")
         return 126
+
+
+def _become_watcher(command: Sequence[str], settings: Settings, environ: dict[str, str]) -> NoReturn:
+    environ.setdefault("OTEL_SERVICE_NAME", environ["TOCSIN_SERVICE"])  # the same name by way of another SDK
+    environ["TOCSIN_TOLD"] = str(Path(settings.spool_dir).absolute() / f"{os.getpid()}.told")
+    # An interpreter of its own: what this one has loaded would stay in memory for as long as the program runs.
+    environ["TOCSIN_RUN_PATH"] = os.pathsep.join(sys.path)
+    os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ)  # noqa: S606
+
+
+def _is_foreign(program: str) -> bool:
+    """Whether a program exists and is none that Python runs: those tell of their end by themselves."""
+    found = shutil.which(program)
+    return bool(found and sys.executable) and not _is_python(Path(found or ""))
+
+
+def _is_python(program: Path) -> bool:
+    """Whether a file is an interpreter of Python, or a script for one."""
+    if _is_interpreter(program.name) or _is_interpreter(program.resolve().name):
+        return True
+    try:
+        with program.open("rb") as file:
+            head = file.read(1024).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    if not head or not head[0].startswith("#!"):
+        return False
+    # An installer writes a shell's line where the way to the interpreter is long or has spaces.
+    return any(map(_is_interpreter, head[0][2:].split())) or (len(head) > 1 and head[1].startswith("'''exec'"))
+
+
+def _is_interpreter(word: str) -> bool:
+    return word.rpartition("/")[2].startswith(("python", "pypy"))
 
 
 def _say(text: str) -> None:
