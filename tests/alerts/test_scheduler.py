@@ -13,9 +13,10 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 
 from tests.alerts.conftest import ANNA, SHORT, Opener
 from tests.conftest import ErrorFactory
@@ -28,7 +29,7 @@ from tocsin.alerts.scheduler import running, send_test
 from tocsin.lifecycle import Trigger
 from tocsin.model import Batch, Severity
 from tocsin.settings import Settings
-from tocsin.store import Store, errors, groups, leases, open_store, schema
+from tocsin.store import Store, errors, groups, leases, open_store, retention, schema
 from tocsin.store.migrate import migrate
 
 
@@ -313,3 +314,101 @@ async def test_health_sees_who_leads_and_what_waits(
     state = house.state()
     assert state["leader"] is True
     assert state["leader_id"] == await store.read(leases.holder, "alerts")
+
+
+PRUNING = replace(SHORT, prune_after_s=0.05, prune_every_s=0.2, prune_size_every_s=0.05)
+
+
+async def rows_in(store: Store) -> int:
+    def work(connection: Connection) -> int:
+        return len(connection.execute(select(schema.error_logs.c.id)).all())
+
+    return await store.read(work)
+
+
+async def put_old(store: Store, *records: Any) -> None:
+    """Errors that were stored when they happened."""
+    await store.write(errors.write_batch, Batch(entries=list(records)), clock.now() - timedelta(hours=2))
+
+
+async def test_the_leader_removes_what_is_too_old(open_alerts: Opener, store: Store, error: ErrorFactory) -> None:
+    """Shortly after its start, and again and again."""
+    await store.write(retention.begins, retention.Policy(days=30), clock.now() - timedelta(days=99))
+    await put_old(store, *(error(timestamp=clock.now() - timedelta(days=31)) for _ in range(30)))
+    await put_old(store, error(timestamp=clock.now() - timedelta(days=29)))
+    await open_alerts(PRUNING)
+    await aeventually(lambda: _is(rows_in(store), 1))
+
+    await put_old(store, error(timestamp=clock.now() - timedelta(days=31)))
+    await aeventually(lambda: _is(rows_in(store), 1))
+
+
+async def _is(found: Any, wanted: int) -> bool:
+    return bool(await found == wanted)
+
+
+async def test_what_was_there_before_the_first_server_has_a_day_of_grace(
+    open_alerts: Opener, store: Store, error: ErrorFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A team that brings its old table shall not lose it by a default; it is told, once."""
+    await put_old(store, error(timestamp=clock.now() - timedelta(days=31)))
+    await open_alerts(PRUNING)
+
+    said = ""
+
+    def has_said() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return "there are errors older than TOCSIN_RETENTION_DAYS=30" in said
+
+    await aeventually(has_said)
+    await store.write(_forget_hour)
+    await aeventually(lambda: _has_looked(store))
+    assert await rows_in(store) == 1
+    assert (said + capsys.readouterr().err).count("older than") == 1
+
+
+def _forget_hour(connection: Connection) -> None:
+    """A count that any run removes: when it is gone, there was one."""
+    old = clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(days=500)
+    values = {"severity": "high", "category": "api", "service": "shop", "environment": "production", "count": 1}
+    connection.execute(insert(schema.hourly_totals).values(hour=old, **values))
+
+
+async def _has_looked(store: Store) -> bool:
+    def work(connection: Connection) -> bool:
+        before = clock.now() - timedelta(days=499)
+        query = select(schema.hourly_totals.c.hour).where(schema.hourly_totals.c.hour < before)
+        return connection.execute(query).first() is None
+
+    return await store.read(work)
+
+
+async def test_a_database_that_is_too_large_is_said_once(
+    open_alerts: Opener, store: Store, error: ErrorFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And made room in, the oldest errors first."""
+    noise = os.urandom(5000).hex()
+    minute = timedelta(minutes=1)
+    records = [error(timestamp=clock.now() - timedelta(days=1) + at * minute, stack=noise[at:]) for at in range(300)]
+    await put_old(store, *records)
+    await open_alerts(PRUNING, max_db_mb=2)
+
+    said = ""
+
+    def has_said() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return "as large as TOCSIN_MAX_DB_MB=2 allows" in said
+
+    await aeventually(has_said)
+    left = await rows_in(store)
+    assert 10 < left < 290
+    assert await store.read(retention.used_bytes) < 2 * 2**20
+    await put_old(store, *(replace(one, id=str(uuid4())) for one in records))
+    await aeventually(lambda: _is_below(store))
+    assert "allows" not in capsys.readouterr().err
+
+
+async def _is_below(store: Store) -> bool:
+    return await store.read(retention.used_bytes) < 2 * 2**20

@@ -36,13 +36,15 @@ from tocsin.failures import StoreAway, TocsinError
 from tocsin.ids import uuid7
 from tocsin.model import Severity
 from tocsin.settings import Settings
-from tocsin.store import Store, alerts, groups, leases, upkeep
+from tocsin.store import Store, alerts, groups, leases, retention, upkeep
 
 LEASE = "alerts"
 
 _ROWS_AT_ONCE = 5000
 _REST_S = 0.02
 _SWEEP_EVERY_S = 3600
+_HELD_UP_AT_MOST = 60
+_SAID_FULL_EVERY_S = 86_400
 
 
 def channels_of(settings: Settings) -> list[Channel]:
@@ -97,6 +99,8 @@ class Alerts:
         self._unsettled = asyncio.Event()
         self._leads_until = 0.0  # by the monotonic clock of this process
         self._away_since: float | None = None
+        self._said_full_at: float | None = None
+        self._has_said_grace = False
         self._snapshot: dict[str, Any] = {"channels": [], "oldest_pending_at": None}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer = AsyncIOScheduler(
@@ -151,6 +155,7 @@ class Alerts:
             self._tasks.append(self._keep(name, once))
         self._tasks.append(self._keep("listen", lambda: self._store.listen(self._look_now)))
         self._tasks.append(self._keep("tidy", self._tidy))
+        self._tasks.append(self._keep("retain", self._retain))
         self._timer.add_job(
             self._timed, "interval", seconds=self._settings.check_interval_s, id="timed", next_run_time=clock.now()
         )
@@ -299,6 +304,55 @@ class Alerts:
             self._database_is_away(problem)
         except Exception as problem:
             note("alerts (sweep)", problem)
+
+    async def _retain(self) -> None:
+        """Bound what errors take, while this process leads; how large the database is, is looked at more often."""
+        await asyncio.sleep(self._limits.prune_after_s)
+        next_run = 0.0
+        while True:
+            if self.is_leader and time.monotonic() >= next_run:
+                next_run = time.monotonic() + self._limits.prune_every_s
+                await self._prune(await self._tasks_of_now())
+            elif self.is_leader:
+                await self._prune([retention.Task.SIZE])
+            await asyncio.sleep(self._limits.prune_size_every_s)
+
+    async def _tasks_of_now(self) -> list[retention.Task]:
+        """All, but for errors that were here before the first server came: these have a day of grace."""
+        begins = await self._store.write(retention.begins, self._policy)
+        if begins <= clock.now():
+            return [*retention.Task]
+        if not self._has_said_grace:
+            self._has_said_grace = True
+            days = self._settings.retention_days
+            _say(
+                f"tocsin: there are errors older than TOCSIN_RETENTION_DAYS={days}; from {begins:%Y-%m-%d %H:%M} UTC"
+                " on they are removed. Set it higher to keep them; `tocsin prune --dry-run` counts them"
+            )
+        return [task for task in retention.Task if task not in retention.ERRORS or task == retention.Task.SIZE]
+
+    async def _prune(self, tasks: Sequence[retention.Task]) -> None:
+        run = retention.Run(self._policy, tasks)
+        held_up = 0
+        while self.is_leader and run.task is not None and held_up < _HELD_UP_AT_MOST:
+            began = time.monotonic()
+            chunk = await self._store.write(run.chunk)
+            run.note(chunk)
+            held_up = held_up + 1 if chunk.is_held_up else 0
+            # As in `_settle`: half of the time belongs to others.
+            await asyncio.sleep(1.0 if chunk.is_held_up else max(time.monotonic() - began, retention.REST_S))
+        if removed := run.removed[retention.Task.SIZE]:
+            self._say_full(removed)
+
+    @property
+    def _policy(self) -> retention.Policy:
+        return retention.Policy(days=self._settings.retention_days, max_db_mb=self._settings.max_db_mb)
+
+    def _say_full(self, removed: int) -> None:
+        if self._said_full_at is None or time.monotonic() - self._said_full_at > _SAID_FULL_EVERY_S:
+            self._said_full_at = time.monotonic()
+            limit = self._settings.max_db_mb
+            _say(f"tocsin: the database is as large as TOCSIN_MAX_DB_MB={limit} allows: {removed} old errors made room")
 
     def _start_listening(self) -> None:
         if self._listener is not None and (self._listening is None or self._listening.done()):
