@@ -39,7 +39,7 @@ ROOMS = {
 }
 """Every room may use the words; another room only where this draws a door."""
 
-TOP = {"__main__", "checks", "cli", "run", "serve", "terminal"}
+TOP = {"__main__", "checks", "cli", "prune", "run", "serve", "terminal"}
 """What composes the rooms; no room imports from here, but for the terminal's words in the demo."""
 
 OPTIONAL = {

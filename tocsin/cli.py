@@ -32,11 +32,16 @@ from tocsin.text import STACK_LIMIT, clean
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
+    from tocsin.prune import Pruned
     from tocsin.store import Store
+    from tocsin.store.retention import Policy
 
 OK, FAILED, USAGE = 0, 1, 2
 
 Command = Callable[[argparse.Namespace], int]
+
+MUCH_FREE = 64 * 2**20
+"""From so many free bytes on it is worth a hint how SQLite's file becomes smaller."""
 
 MOST_NUMBERS = 1000
 """The most groups that one command acts on."""
@@ -196,6 +201,69 @@ def migrate(arguments: argparse.Namespace) -> int:
     finally:
         store.close_now()
     return _say(f"the database is up to date: schema {version}")
+
+
+def prune(arguments: argparse.Namespace) -> int:
+    """What is too old or too much, removed now."""
+    from tocsin import prune as pruning
+    from tocsin import remote
+    from tocsin.store.retention import Policy
+
+    settings = Settings.load()
+    if remote.is_meant(settings):
+        return _failed(f"prune: the database is where {settings.endpoint} has it; run it there", code=USAGE)
+    policy = Policy(days=arguments.days or settings.retention_days, max_db_mb=settings.max_db_mb)
+    with _store() as store:
+        if arguments.dry_run:
+            pruned = pruning.measured(store, pruning.count(store, policy))
+        else:
+            with pruning.stoppable() as stop:
+                pruned = pruning.prune(store, policy, stop)
+            if arguments.vacuum and pruned.stopped_by is None:
+                pruned = _compacted(store, pruned)
+    told = {str(task): count for task, count in pruned.removed.items() if count}
+    if arguments.json:
+        megabytes = {"used": pruned.used_bytes, "file": pruned.file_bytes, "free": pruned.free_bytes}
+        shape = {name + "_mb": round(size / 2**20, 1) for name, size in megabytes.items()}
+        done = pruned.stopped_by is None
+        _print_json({"success": done, "dry_run": arguments.dry_run, "removed": told, **shape})
+    else:
+        _print_pruned(pruned, policy, is_dry_run=arguments.dry_run)
+    return OK if pruned.stopped_by is None else 128 + pruned.stopped_by
+
+
+def _print_pruned(pruned: Pruned, policy: Policy, *, is_dry_run: bool) -> None:
+    from tocsin.prune import words_of
+
+    word = "would remove" if is_dry_run else "removed"
+    for task, count in pruned.removed.items():
+        if count:
+            print(f"{word} {count:,} {words_of(task, policy)}")
+    if not pruned.removed.total():
+        print("nothing is too old or too much")
+    if pruned.stopped_by is not None:
+        print("stopped before its end; what was removed stays removed")
+    free = f", {pruned.free_bytes / 2**20:,.0f} MB of them free for what comes" if pruned.free_bytes else ""
+    print(
+        f"the database holds {pruned.used_bytes / 2**20:,.0f} MB"
+        f" and takes {pruned.file_bytes / 2**20:,.0f} MB on disk{free}"
+    )
+    if pruned.free_bytes > max(pruned.file_bytes // 4, MUCH_FREE):
+        print("`tocsin prune --vacuum` gives the free space back; errors wait in the spool meanwhile")
+
+
+def _compacted(store: Store, pruned: Pruned) -> Pruned:
+    """The file of SQLite, written anew; PostgreSQL sees to its own."""
+    from tocsin import prune as pruning
+    from tocsin.store.engine import SqliteStore
+    from tocsin.store.retention import compact
+
+    if not isinstance(store, SqliteStore):
+        print("PostgreSQL makes room by itself (autovacuum); --vacuum is for SQLite", file=sys.stderr)
+        return pruned
+    print("writing the file anew; who wants to write waits", file=sys.stderr, flush=True)
+    compact(store.path)
+    return pruning.measured(store, pruned.removed)
 
 
 def test_alert(arguments: argparse.Namespace) -> int:
@@ -724,6 +792,22 @@ def _all() -> tuple[argparse.ArgumentParser, Iterable[str]]:
 
     add("test-alert", test_alert, "send a test message on every channel")
     add("migrate", migrate, "bring the database's tables up to date")
+
+    one = add(
+        "prune",
+        prune,
+        "remove now what is too old or too much; a server does so every hour",
+        "tocsin prune --dry-run",
+        "tocsin prune --days 7 --vacuum",
+    )
+    one.add_argument(
+        "--days", type=_whole(1, 36_500), metavar="N", help="keep errors so long (default: TOCSIN_RETENTION_DAYS)"
+    )
+    one.add_argument("--dry-run", action="store_true", help="only count what would go")
+    one.add_argument(
+        "--vacuum", action="store_true", help="SQLite: write the file anew, without free space and traces of what went"
+    )
+    _add_json(one)
     return top, commands.choices
 
 

@@ -1,0 +1,185 @@
+"""`tocsin prune`: what it removes, what it says meanwhile, and what it lives through."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, func, insert, select
+
+from tests.postgres import PostgresServer
+from tests.processes import environment_of
+from tests.waiting import eventually
+from tocsin import cli, clock, ids
+from tocsin.prune import Progress, Stop, prune
+from tocsin.store import Store, open_store, schema
+from tocsin.store.migrate import migrate_now
+from tocsin.store.retention import Policy, Run, Task
+
+DAY = timedelta(days=1)
+
+
+def old_rows(store: Store, number: int, age: timedelta = 40 * DAY, stack: str = "") -> None:
+    """Rows as another program leaves them."""
+    then = clock.now() - age
+    row = {"severity": "high", "category": "api", "message": "boom", "stack": stack, "created_at": then}
+
+    def work(connection: Connection) -> None:
+        rows = [row | {"id": ids.uuid7(), "timestamp": then + at * timedelta(seconds=1)} for at in range(number)]
+        connection.execute(insert(schema.error_logs), rows)
+
+    store.write_now(work)
+
+
+def rows_in(store: Store) -> int:
+    return store.read_now(
+        lambda connection: connection.execute(select(func.count(schema.error_logs.c.id))).scalar_one()
+    )
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of whoever runs the tests is seen by a command."""
+    for name in os.environ:
+        if name.startswith(("TOCSIN_", "OTEL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "spool"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tocsin(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Runs a command that ends well; the lines that it says."""
+
+    def run(*argv: str) -> list[str]:
+        assert cli.main(argv) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_what_is_too_old_goes_and_is_told(
+    tocsin: Callable[..., list[str]], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First what would go, then what went, then that nothing is left to do."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", database_url)
+    store = open_store(database_url)
+    old_rows(store, 60)
+    old_rows(store, 3, age=10 * DAY)
+
+    assert tocsin("prune", "--dry-run")[0] == "would remove 60 errors older than 30 days"
+    assert rows_in(store) == 63
+
+    done = json.loads("".join(tocsin("prune", "--json")))
+    assert (done["success"], done["dry_run"], done["removed"]) == (True, False, {"age": 60})
+    assert done["used_mb"] <= done["file_mb"]
+
+    assert tocsin("prune")[0] == "nothing is too old or too much"
+    assert rows_in(store) == 3
+    assert tocsin("prune", "--days", "7")[0] == "removed 3 errors older than 7 days"
+    store.close_now()
+
+
+def test_where_a_server_has_the_database_prune_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What would be pruned is an empty file that nobody has heard of."""
+    monkeypatch.setenv("TOCSIN_ENDPOINT", "http://127.0.0.1:4318")
+
+    assert cli.main(["prune"]) == 2
+    assert "where http://127.0.0.1:4318 has it; run it there" in capsys.readouterr().err
+
+
+def test_a_vacuum_gives_the_space_back(
+    tocsin: Callable[..., list[str]], tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing of what was removed in the file or in its log."""
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+    store = open_store(sqlite_url)
+    old_rows(store, 300, stack="canary-77aa " * 800)
+
+    tocsin("prune", "--vacuum")
+
+    assert (tmp_path / "tocsin.db").stat().st_size < 2**20
+    assert not [file for file in tmp_path.glob("tocsin.db*") if b"canary-77aa" in file.read_bytes()]
+    store.close_now()
+
+
+def test_ctrl_c_ends_it_and_what_was_removed_stays_removed(tmp_path: Path, database_url: str) -> None:
+    store = open_store(database_url)
+    old_rows(store, 10_000)
+    ended = subprocess.Popen(
+        [sys.executable, "-m", "tocsin", "prune"],
+        cwd=tmp_path,
+        env=environment_of(tmp_path, database_url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    eventually(lambda: rows_in(store) < 10_000, 20)
+    ended.send_signal(signal.SIGINT)
+    out, err = ended.communicate(timeout=20)
+
+    assert ended.returncode == 128 + signal.SIGINT, err
+    assert "what was removed stays removed" in out
+    assert "Traceback" not in err
+    assert 0 < rows_in(store) < 10_000
+    store.close_now()
+
+
+def test_it_goes_on_after_the_database_was_away(postgres_server: PostgresServer) -> None:
+    """It says so, and removes each row once."""
+    store = open_store(postgres_server.url)
+    migrate_now(store)
+    old_rows(store, 10_000)
+    said = io.StringIO()
+    done: list[Counter[Task]] = []
+    pruning = open_store(postgres_server.url)
+    worker = threading.Thread(target=lambda: done.append(_pruned(pruning, said)))
+    worker.start()
+    eventually(lambda: rows_in(store) < 10_000, 20)
+    postgres_server.stop(at_once=True)
+    eventually(said.getvalue, 20)
+    postgres_server.start()
+    worker.join(30)
+
+    assert [removed[Task.AGE] for removed in done] == [10_000]
+    assert said.getvalue().count("tocsin: ") == 1
+    assert eventually(lambda: rows_in(store) == 0)
+    store.close_now()
+
+
+def _pruned(store: Store, stream: io.StringIO) -> Counter[Task]:
+    try:
+        return prune(store, Policy(days=30), Stop(), stream).removed
+    finally:
+        store.close_now()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "lines"), [(Terminal(), 0), (io.StringIO(), 1)])
+def test_progress_is_one_line_on_a_terminal_and_more_elsewhere(stream: io.StringIO, lines: int) -> None:
+    """Percent, rows, and how many a second."""
+    run = Run(Policy(days=30))
+    run.removed[Task.AGE] = 420_000
+    progress = Progress(stream, Counter({Task.AGE: 1_000_000}), Policy(days=30), began=time.monotonic() - 42)
+    progress.show(run)
+    progress.show(run)  # too soon after the first
+
+    assert " 42 %  420,000 of 1,000,000 rows, 10,000/s, errors older than 30 days" in stream.getvalue()
+    assert stream.getvalue().count("\n") == lines
