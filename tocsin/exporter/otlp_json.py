@@ -37,7 +37,10 @@ from tocsin.exporter.records import (
 from tocsin.exporter.scrub import BREADTH_LIMIT, DEPTH_LIMIT, LEFT_OUT
 
 MOST_PARTS: Final = 300_000
-"""Objects, lists and their members in one body: each costs memory, however few bytes it is written in."""
+"""Members, and two for each object and list, in one body: each costs memory, however few bytes it is written in."""
+
+MOST_BYTES: Final = 8 * 2**20
+"""Of one body: as a text it may take four times as much."""
 
 _DEPTH: Final = 150  # a value 32 deep in a record, four brackets each, and what is around it
 _STRING = re.compile(rb'"[^"]*+"')
@@ -62,11 +65,13 @@ def loads(body: bytes) -> Any:
         Unreadable: it is none, or nested deeper than any sensible one.
         TooMuch: it has more parts than are taken.
     """
+    if len(body) > MOST_BYTES:
+        raise TooMuch(f"more than {MOST_BYTES} bytes of JSON at once; send smaller batches, or protobuf")
     bare = _STRING.sub(b"", body.replace(rb"\\", b"").replace(rb"\"", b""))
-    brackets = array("b", bare.translate(_STEPS, _NO_BRACKETS))
-    if bare.count(b",") + len(brackets) // 2 > MOST_PARTS:
+    brackets = bare.translate(_STEPS, _NO_BRACKETS)
+    if bare.count(b",") + len(brackets) > MOST_PARTS:
         raise TooMuch(f"more than {MOST_PARTS} values in one body; send smaller batches")
-    if max(accumulate(brackets), default=0) > _DEPTH:
+    if max(accumulate(array("b", brackets)), default=0) > _DEPTH:
         raise Unreadable(f"JSON nested more than {_DEPTH} deep")
     try:
         return json.loads(body.decode(), parse_constant=_refuse)

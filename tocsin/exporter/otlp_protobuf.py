@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -32,6 +32,30 @@ from tocsin.exporter.records import (
 )
 from tocsin.exporter.scrub import BREADTH_LIMIT, DEPTH_LIMIT, LEFT_OUT
 
+MOST_PARTS: Final = 400_000
+"""Messages and texts in one body: each takes some 50 bytes of memory, and may take two of the body."""
+
+_MARKS = bytes(byte for byte in range(256) if byte & 7 == 2)  # with which a part begins (wire type LEN)
+
+# Which fields of a message are messages, by what they are.
+_INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
+    "logs": {1: "logs of one"},
+    "spans": {1: "spans of one"},
+    "logs of one": {1: "owner", 2: "scope of logs"},
+    "spans of one": {1: "owner", 2: "scope of spans"},
+    "owner": {1: "pair"},
+    "scope of logs": {1: "named", 2: "log"},
+    "scope of spans": {1: "named", 2: "span"},
+    "named": {3: "pair"},
+    "log": {5: "value", 6: "pair"},
+    "span": {9: "pair", 11: "event", 13: "event"},
+    "event": {3: "pair", 4: "pair"},
+    "pair": {2: "value"},
+    "value": {5: "items", 6: "pairs"},
+    "items": {1: "value"},
+    "pairs": {1: "pair"},
+}
+
 
 def logs(body: bytes, threshold: int) -> Iterator[Batch[Log]]:
     """
@@ -44,7 +68,7 @@ def logs(body: bytes, threshold: int) -> Iterator[Batch[Log]]:
         Unreadable, TooMuch: of the whole body.
     """
     request = ExportLogsServiceRequest()
-    _parse(request, body)
+    _parse(request, body, "logs")
     if sum(len(scope.log_records) for one in request.resource_logs for scope in one.scope_logs) > MOST_RECORDS:
         raise TooMuch(f"more than {MOST_RECORDS} log records at once; send smaller batches")
     for one in request.resource_logs:
@@ -61,7 +85,7 @@ def spans(body: bytes) -> Iterator[Batch[Span]]:
         Unreadable, TooMuch: of the whole body.
     """
     request = ExportTraceServiceRequest()
-    _parse(request, body)
+    _parse(request, body, "spans")
     if sum(len(scope.spans) for one in request.resource_spans for scope in one.scope_spans) > MOST_SPANS:
         raise TooMuch(f"more than {MOST_SPANS} spans at once; send smaller batches")
     for one in request.resource_spans:
@@ -70,11 +94,65 @@ def spans(body: bytes) -> Iterator[Batch[Span]]:
             yield Batch(resource, scope.scope.name, _spans(scope.spans))
 
 
-def _parse(request: Message, body: bytes) -> None:
+def _parse(request: Message, body: bytes, kind: str) -> None:
+    if len(body) > 2 * MOST_PARTS and len(body) - len(body.translate(None, _MARKS)) > MOST_PARTS:
+        _count_parts(body, kind)
     try:
         request.ParseFromString(body)
     except DecodeError:
         raise Unreadable("the body is no OTLP message in protobuf") from None
+
+
+def _count_parts(body: bytes, kind: str) -> None:
+    """
+    Walk a large body before anything is made of it, or `TooMuch`: parsed, it could be 60 times as large.
+
+    What cannot be read is for the parser to refuse.
+    """
+    count, at, end = 0, 0, len(body)
+    inside = _INSIDE[kind]
+    above: list[tuple[int, Mapping[int, str]]] = []  # where each message around this one ends
+    while True:
+        if at >= end:
+            if not above:
+                return
+            at = end
+            end, inside = above.pop()
+            continue
+        tag = body[at]
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(body, at - 1)
+        if tag & 7 != 2:
+            at = _varint(body, at)[1] if tag & 7 == 0 else at + _FIXED.get(tag & 7, end)
+            continue
+        count += 1
+        if count > MOST_PARTS:
+            raise TooMuch(f"more than {MOST_PARTS} values in one body; send smaller batches")
+        size = body[at] if at < end else 0
+        at += 1
+        if size >= 0x80:
+            size, at = _varint(body, at - 1)
+        if size and (name := inside.get(tag >> 3)) is not None:
+            above.append((end, inside))
+            end, inside = min(at + size, end), _INSIDE[name]
+        else:
+            at += size
+
+
+_FIXED = {1: 8, 5: 4}
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    """A number and where it ends; ten bytes at most are looked at."""
+    value = shift = 0
+    for byte in body[at : at + 10]:
+        value |= (byte & 0x7F) << shift
+        at += 1
+        shift += 7
+        if byte < 0x80:
+            break
+    return value, at
 
 
 def _logs(records: Iterable[logs_pb2.LogRecord], threshold: int) -> Iterator[Log | Malformed | None]:
