@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tocsin.failures import TocsinError
+from tocsin.settings import Settings
+from tocsin.store.alerts import Subject
+from tocsin.text import clean, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,15 @@ class Button:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message, rendered for every kind of channel; no text is longer than 4,096 UTF-16 units."""
+    """One message; as a chat shows it, where no text is longer than 4,096 UTF-16 units, and what it is made of."""
 
     html: str  #                  Telegram's HTML
     plain: str
     news: str | None = None  #    on one line, what a person changed: for channels that cannot edit
     buttons: Sequence[Sequence[Button]] = ()
     is_silent: bool = False
+    subject: Subject | None = None  # for channels that say more, or say it otherwise; None for an answer of the bot
+    key: str = ""  #                  the delivery's id: the same for every attempt at it
 
 
 class Channel(Protocol):
@@ -48,11 +53,18 @@ class DeliveryError(TocsinError):
 
 
 class Unreachable(DeliveryError):
-    """The channel is down or answers nonsense: worth another try. `unclear`: it may have arrived all the same."""
+    """
+    The channel is down or answers nonsense: worth another try.
 
-    def __init__(self, problem: str, *, unclear: bool = False) -> None:
+    Args:
+        unclear: it may have arrived all the same.
+        is_slow: to ask often would not help, or be held against us: the pauses grow to many minutes.
+    """
+
+    def __init__(self, problem: str, *, unclear: bool = False, is_slow: bool = False) -> None:
         super().__init__(problem)
         self.unclear = unclear
+        self.is_slow = is_slow
 
 
 class AskedToWait(DeliveryError):
@@ -77,3 +89,11 @@ class Moved(DeliveryError):
     def __init__(self, address: str) -> None:
         super().__init__(f"the chat has moved to {address}")
         self.address = address
+
+
+def scrubbed(problem: BaseException | str, settings: Settings, *more: str) -> str:
+    """What went wrong, on one line, with none of our secrets in it, nor of those that are added."""
+    text = one_line(clean(str(problem) or type(problem).__name__, 300), 300)
+    for secret in (*settings.secrets(), *more):
+        text = text.replace(secret, "[secret]")
+    return text

@@ -49,7 +49,7 @@ from tocsin import clock
 from tocsin.alerts import commands, messages
 from tocsin.alerts.access import Access, Sender, access
 from tocsin.alerts.catalogue import Texts
-from tocsin.alerts.channels import AskedToWait, Message, Moved, Refused, Unacceptable, Unreachable
+from tocsin.alerts.channels import AskedToWait, Message, Moved, Refused, Unacceptable, Unreachable, scrubbed
 from tocsin.alerts.limits import Limits
 from tocsin.contained import contained, note
 from tocsin.failures import StoreAway, TocsinError
@@ -142,14 +142,6 @@ def _client(*, connections: int, read_timeout_s: float, proxy: str | None) -> HT
         pool_timeout=5.0,
         proxy=proxy,
     )
-
-
-def scrubbed(problem: BaseException, settings: Settings) -> str:
-    """What went wrong, on one line, with none of our secrets in it."""
-    text = one_line(clean(str(problem) or type(problem).__name__, 300), 300)
-    for secret in settings.secrets():
-        text = text.replace(secret, "[secret]")
-    return text
 
 
 def _failure(problem: TelegramError, settings: Settings) -> TocsinError:
