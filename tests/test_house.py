@@ -43,15 +43,15 @@ TOP = {"__main__", "checks", "cli", "prune", "run", "serve", "terminal"}
 """What composes the rooms; no room imports from here, but for the terminal's words in the demo."""
 
 OPTIONAL = {
-    *("alembic", "apscheduler", "asyncpg", "fastapi", "httpx", "jinja2", "opentelemetry", "psutil", "redis"),
-    *("sqlalchemy", "starlette", "telegram", "uvicorn", "uvloop", "wrapt"),
+    *("aiosmtplib", "alembic", "apscheduler", "asyncpg", "fastapi", "httpx", "jinja2", "opentelemetry", "psutil"),
+    *("redis", "sqlalchemy", "starlette", "telegram", "uvicorn", "uvloop", "wrapt"),
 }
 """Libraries that may be imported late: an extra, or a price that not everyone shall pay."""
 
 LATE = {
     "__init__.py": "",  #  the front door, so that it is light
     "cli.py": "",  #  so that a command loads what it needs
-    "checks.py": "alerts",  #  the bot's library is optional
+    "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "instrumentation/startup/sitecustomize.py": "instrumentation",  # nothing of ours may stop an interpreter
 }

@@ -164,3 +164,66 @@ def test_the_release_is_the_commit_of_the_folder(tmp_path: Path) -> None:
 
 def test_the_reference_has_every_setting() -> None:
     assert len({name for name, _, _ in reference()}) == len(reference()) > 40
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("smtp_url", "smtp://us%40er:p%2Fw@h.example", "smtp://us%40er:p%2Fw@h.example"),
+        ("email_from", "tocsin <t@shop.example>", "tocsin <t@shop.example>"),
+        ("email_to", "a@shop.example, b+c@sub.shop.example,a@shop.example", ("a@shop.example", "b+c@sub.shop.example")),
+        ("webhook_url", "https://u:p@hooks.example/x/?key=1", "https://u:p@hooks.example/x/?key=1"),
+        ("webhook_allow_private", "1", True),
+    ],
+)
+def test_what_mail_and_webhook_need_is_read(tmp_path: Path, name: str, text: str, value: Any) -> None:
+    """A slash at the end of an address that is called may matter."""
+    pair = {"TOCSIN_SMTP_URL": "smtp://h.example", "TOCSIN_EMAIL_TO": "a@shop.example"}
+
+    assert getattr(load(tmp_path, **pair | {f"TOCSIN_{name.upper()}": text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("SMTP_URL", "mail.example", "give smtp://"),
+        ("SMTP_URL", "smtp://u:s3cret/x@h.example", "written %2F"),
+        ("SMTP_URL", "smtp://u:s3cret#x@h.example", "written %2F"),
+        ("SMTP_URL", "smtp://u:s3cret@h.example/x", "nothing comes after host and port"),
+        ("SMTP_URL", "smtp://u@h.example", "give user and password, or neither"),
+        ("SMTP_URL", "smtp://u:s3cret%0D%0A@h.example", "control character"),
+        ("SMTP_URL", "smtp://u:s3cret@h.example:x", "the port is no number"),
+        ("EMAIL_TO", "anna", "'anna' is no address"),
+        ("EMAIL_TO", "a@shop.example,b@@shop.example", "'b@@shop.example' is no address"),
+        ("EMAIL_TO", "a@shop.example\nBcc: b@x.example", "is no address"),
+        ("EMAIL_TO", "a..b@shop.example", "is no address"),
+        ("EMAIL_TO", "анна@shop.example", "is no address"),
+        ("EMAIL_TO", "a@-shop.example", "is no address"),
+        ("EMAIL_FROM", "tocsin", "give an address"),
+        ("EMAIL_FROM", "tocsin\nBcc: b@x.example <t@shop.example>", "give an address"),
+        ("WEBHOOK_URL", "hooks.example/s3cret", "begins with http"),
+        ("WEBHOOK_URL", "ftp://hooks.example/s3cret", "begins with http"),
+        ("WEBHOOK_URL", "https://hooks.example/s3cret x", "no space"),
+        ("WEBHOOK_URL", "https://u:s3cret/x@hooks.example", "written %2F"),
+    ],
+)
+def test_a_wrong_mail_or_webhook_setting_is_named_without_its_secrets(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    """One problem, and only that: what hangs together with it is not complained of as well."""
+    values = {"TOCSIN_SMTP_URL": "smtp://h.example", "TOCSIN_EMAIL_TO": "a@shop.example", f"TOCSIN_{name}": text}
+    [problem] = problems(tmp_path, **values)
+
+    assert problem.startswith(f"TOCSIN_{name}: ") and says in problem
+    assert "s3cret" not in problem
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [({"SMTP_URL": "smtp://h.example"}, "EMAIL_TO"), ({"EMAIL_TO": "a@shop.example"}, "SMTP_URL")],
+)
+def test_half_of_what_mail_needs_is_not_taken_silently(tmp_path: Path, given: dict[str, str], missing: str) -> None:
+    """Nobody shall wait for a mail that cannot come."""
+    [problem] = problems(tmp_path, **{f"TOCSIN_{name}": value for name, value in given.items()})
+
+    assert problem.startswith(f"TOCSIN_{missing}: not set")

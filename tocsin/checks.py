@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import shutil
 import stat
@@ -96,11 +97,15 @@ class _Running:
 _SILENCE = {
     "database": "see whether a firewall swallows what goes to it, and whether TOCSIN_DATABASE_URL has the right port",
     "telegram": "set TOCSIN_TELEGRAM_PROXY, or TOCSIN_TELEGRAM_API_URL, when this network lets nothing through to it",
+    "email": "see whether a firewall swallows what goes to it, and whether TOCSIN_SMTP_URL has the right port",
+    "webhook": "see whether a firewall swallows what goes to it, and whether TOCSIN_WEBHOOK_URL is right",
     "spool": "put TOCSIN_SPOOL_DIR on a local disk",
 }
 _MEND = {
     "database": "start it, or put TOCSIN_DATABASE_URL right",
     "telegram": "put TOCSIN_TELEGRAM_TOKEN right; set TOCSIN_TELEGRAM_PROXY when this network needs one",
+    "email": "put TOCSIN_SMTP_URL right: smtp:// for port 587, smtps:// for port 465",
+    "webhook": "start what answers there, or put TOCSIN_WEBHOOK_URL right",
     "spool": "set TOCSIN_SPOOL_DIR to a folder on a local disk that this user may write to",
 }
 
@@ -271,7 +276,58 @@ async def _name_of_chat(chat_id: int, bot: Bot) -> str:
 
 
 _ASK_S = 4.0
+_MAIL_S = 8.0
 _NO_CHAT = "run `tocsin setup telegram`, or set TOCSIN_TELEGRAM_CHAT_IDS"
+
+
+def check_email(settings: Settings) -> list[Finding]:
+    """Connect to the mail server, go over to TLS and log in; nothing is sent."""
+    if not settings.smtp_url or not settings.email_to:
+        return [Finding("email", "off", "no TOCSIN_SMTP_URL with TOCSIN_EMAIL_TO")]
+    if missing := _missing("aiosmtplib", "email"):
+        return [missing]
+    return [asyncio.run(_email_finding(settings))]
+
+
+async def _email_finding(settings: Settings) -> Finding:
+    from aiosmtplib import SMTPException  # noqa: PLC0415  (an optional library)
+
+    from tocsin.alerts import email  # noqa: PLC0415
+
+    server, (_, sender) = email.server_of(settings), email.sender_of(settings)
+    try:
+        async with asyncio.timeout(_MAIL_S), email.connected(settings, _MAIL_S) as smtp:
+            is_encrypted = smtp.get_transport_info("sslcontext") is not None
+    except (TocsinError, OSError, TimeoutError, SMTPException) as problem:
+        return Finding("email", "FAIL", str(email.failure(problem, settings)), _MEND["email"])
+    how = "over TLS" if is_encrypted else "not encrypted, within this machine"
+    who = f", logged in as {server.user}" if server.user else ""
+    return Finding(
+        "email", "ok", f"{server.shown} answers {how}{who}; {sender} writes to {', '.join(settings.email_to)}"
+    )
+
+
+def check_webhook(settings: Settings) -> list[Finding]:
+    """Look at where the webhook leads and connect to it; nothing is sent."""
+    if not settings.webhook_url:
+        return [Finding("webhook", "off", "no TOCSIN_WEBHOOK_URL")]
+    if missing := _missing("httpcore", "webhook"):
+        return [missing]
+    from tocsin.alerts import outbound  # noqa: PLC0415
+
+    try:
+        place = asyncio.run(outbound.reach(settings.webhook_url, allow_private=settings.webhook_allow_private))
+    except outbound.Closed as problem:
+        return [Finding("webhook", "FAIL", str(problem), "set TOCSIN_WEBHOOK_ALLOW_PRIVATE=1 if that is meant")]
+    except TocsinError as problem:
+        return [Finding("webhook", "FAIL", str(problem), _MEND["webhook"])]
+    return [Finding("webhook", "ok", f"{place.shown} can be reached")]
+
+
+def _missing(library: str, name: str) -> Finding | None:
+    if importlib.util.find_spec(library) is None:
+        return Finding(name, "FAIL", "its library is not installed", "pip install 'tocsin[server]'")
+    return None
 
 
 def check_spool(settings: Settings) -> list[Finding]:
@@ -298,4 +354,10 @@ def check_spool(settings: Settings) -> list[Finding]:
     return [Finding("spool", "ok", what)]
 
 
-CHECKS: dict[str, Check] = {"database": check_database, "telegram": check_telegram, "spool": check_spool}
+CHECKS: dict[str, Check] = {
+    "database": check_database,
+    "telegram": check_telegram,
+    "email": check_email,
+    "webhook": check_webhook,
+    "spool": check_spool,
+}

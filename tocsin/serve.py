@@ -15,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from tocsin import clock
-from tocsin.alerts import scheduler
+from tocsin.alerts import scheduler, webhook
 from tocsin.api import create_app
 from tocsin.api.auth import first_token, login_address
 from tocsin.api.calls import House
@@ -272,10 +272,15 @@ def _address_of(listening: socket.socket) -> str:
 
 def shown_channels(settings: Settings) -> str:
     """Where alerts go, in words."""
-    chats = len(settings.telegram_chat_ids)
+    ways = []
+    chats, readers = len(settings.telegram_chat_ids), len(settings.email_to)
     if settings.telegram_token and chats:
-        return f"Telegram, {chats} {'chat' if chats == 1 else 'chats'}"
-    return "on this console; `tocsin setup telegram` sets up a chat"
+        ways.append(f"Telegram, {chats} {'chat' if chats == 1 else 'chats'}")
+    if settings.smtp_url and readers:
+        ways.append(f"e-mail, {readers} {'address' if readers == 1 else 'addresses'}")
+    if settings.webhook_url:
+        ways.append(f"webhook, {webhook.shown(settings)}")
+    return "; ".join(ways) or "on this console; `tocsin setup telegram` sets up a chat"
 
 
 def _say(text: str) -> None:

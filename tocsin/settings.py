@@ -13,12 +13,12 @@ import re
 import tempfile
 import tomllib
 import zoneinfo
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tocsin.failures import SettingsError
 
@@ -114,11 +114,70 @@ def _web_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _called_url(value: str) -> str:
+    """An address that is called as it stands: a slash at its end may matter."""
+    parts = _split(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("give an address that begins with http:// or https://")
+    return value
+
+
 def _smtp_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _split(value)
     if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
         raise ValueError("give smtp://user:password@host:587 or smtps://…")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("nothing comes after host and port; a /, ? or # in a password is written %2F, %3F or %23")
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if bool(user) != bool(password):
+        raise ValueError("give user and password, or neither: smtp://user:password@host:587")
+    if not (user + password).isprintable():
+        raise ValueError("user or password has a control character in it")
     return value
+
+
+def _split(value: str) -> SplitResult:
+    """An address in its parts; what Python says of a wrong one would show a part of the password."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("the port is no number; a / or @ in a password is written %2F or %40") from None
+    if any(char <= " " or char in "\x7f\\" for char in value):
+        raise ValueError("an address has no space, control character or backslash in it")
+    return parts
+
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_MAIL_ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.-]{{1,64}}@{_LABEL}(?:\.{_LABEL})*", re.ASCII)
+_NAMED_ADDRESS = re.compile(r"([^<>\"]*?)\s*<([^<>]*)>")
+
+
+def is_mail_address(value: str) -> bool:
+    """Whether it is an address that every mail server takes: ASCII, without quotes or comments."""
+    local = value.partition("@")[0]
+    is_dotted = local.startswith(".") or local.endswith(".") or ".." in local
+    return bool(_MAIL_ADDRESS.fullmatch(value)) and len(value) <= 254 and not is_dotted
+
+
+def mail_sender(value: str) -> tuple[str, str]:
+    """``tocsin <alerts@example.com>`` as name and address; the name may be missing."""
+    named = _NAMED_ADDRESS.fullmatch(value.strip())
+    return (named[1], named[2].strip()) if named else ("", value.strip())
+
+
+def _mail_from(value: str) -> str:
+    name, address = mail_sender(value)
+    if not is_mail_address(address) or not name.isprintable() or len(name) > 100:
+        raise ValueError("give an address: alerts@example.com or tocsin <alerts@example.com>")
+    return value.strip()
+
+
+def _mail_addresses(value: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(_words(value)))
+    if wrong := [word for word in found if not is_mail_address(word)]:
+        raise ValueError(f"{wrong[0][:80]!r} is no address; give anna@example.com,team@example.com")
+    return found
 
 
 def _database_url(value: str) -> str:
@@ -241,10 +300,17 @@ class Settings:
     telegram_api_url: str = _setting("https://api.telegram.org/bot", _web_url, "base of the Bot API, up to the token")
     telegram_proxy: str | None = _setting(None, _text, "proxy for Telegram", secret=True)
 
-    smtp_url: str | None = _setting(None, _smtp_url, "mail server: smtp://user:password@host:587", secret=True)
-    email_from: str | None = _setting(None, _text, "sender of mails")
-    email_to: tuple[str, ...] = _setting((), _words, "who gets mails")
-    webhook_url: str | None = _setting(None, _web_url, "address that gets alerts as JSON", secret=True)
+    smtp_url: str | None = _setting(
+        None, _smtp_url, "mail server: smtp://user:password@host:587 (STARTTLS) or smtps://… (TLS)", secret=True
+    )
+    email_from: str | None = _setting(
+        None, _mail_from, "sender of mails (default: the user of the mail server, when that is an address)"
+    )
+    email_to: tuple[str, ...] = _setting((), _mail_addresses, "who gets mails")
+    webhook_url: str | None = _setting(None, _called_url, "address that gets alerts as JSON", secret=True)
+    webhook_allow_private: bool = _setting(
+        False, _switch, "let the webhook lead to addresses that are not of the open internet"
+    )
 
     alert_environments: tuple[str, ...] = _setting(
         ("!development", "!test"), _environments, "environments that ring: names, * for all, !name for all but it"
@@ -406,7 +472,19 @@ def _read(
                 problems.append(f"{name}: {problem}")
         elif value is not None:
             values[name] = tuple(value) if isinstance(value, list) else value
+    given = {variable for variable, raw in found.items() if raw}
+    given |= {PREFIX + name.upper() for name, value in arguments.items() if value}
+    problems += _half_set(given)
     return Settings(**values), problems
+
+
+def _half_set(given: Collection[str]) -> Iterator[str]:
+    """What says nothing without another setting, so that nobody waits for a mail that cannot come."""
+    has_server, has_readers = "TOCSIN_SMTP_URL" in given, "TOCSIN_EMAIL_TO" in given
+    if has_server and not has_readers:
+        yield "TOCSIN_EMAIL_TO: not set, so TOCSIN_SMTP_URL sends nothing; give who gets mails"
+    if has_readers and not has_server:
+        yield "TOCSIN_SMTP_URL: not set, so TOCSIN_EMAIL_TO gets nothing; give smtp://user:password@host:587"
 
 
 def _unknown(variable: str, known: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection
@@ -94,7 +95,7 @@ class Deliverer:
         channel = self._channels[claim.channel]
         limits = self._limits
         try:
-            message = messages.render(claim.subject, self._settings, clock.now())
+            message = replace(messages.render(claim.subject, self._settings, clock.now()), key=claim.delivery_id)
             # A process that was stopped for a while must not speak for whoever took over from it.
             if time.monotonic() - claimed_at > max(limits.claim_s - limits.attempt_s, limits.claim_s / 3):
                 return None
@@ -113,11 +114,13 @@ class Deliverer:
             error = str(problem)
             return lambda connection: alerts.mark_failed(connection, claim, error)
         except (Unreachable, TimeoutError) as problem:
+            longest_s = limits.retry_max_s
             if isinstance(problem, Unreachable):
                 error, unclear = str(problem), problem.unclear
+                longest_s = limits.slow_retry_max_s if problem.is_slow else longest_s
             else:
                 error, unclear = f"no answer within {limits.attempt_s:g} s", True
-            pause_s = self._pause_s(claim.attempt, limits.retry_max_s)
+            pause_s = self._pause_s(claim.attempt, longest_s)
             return lambda connection: alerts.mark_retry(connection, claim, error, pause_s=pause_s, unclear=unclear)
         except Exception as problem:
             # Nothing is known against the target: were it paused, this message would block it for ever.

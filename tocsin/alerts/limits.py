@@ -17,10 +17,12 @@ class Limits:
     attempt_s: float = 20.0
     retry_first_s: float = 1.0  #      doubles with each attempt …
     retry_max_s: float = 30.0  #       … up to this
+    slow_retry_max_s: float = 900.0  # … or to this, where asking often is held against us
     park_s: float = 600.0  #           a target that refuses is asked again after this
     forget_s: float = 3600.0  #        what waits longer for a target that is not set up has failed
     edit_every_s: float = 30.0  #      counts in a message may be this old
     fold_edit_every_s: float = 3.0  #  a fold that grows names who joined this soon
+    fold_mail_every_s: float = 60.0  # … and by mail, which cannot be edited, this soon
     fold_window_s: float = 30.0
     fold_at_most_s: float = 300.0  #   then a storm rings again
     fold_groups: int = 250  #          whose numbers fit in one message

@@ -9,7 +9,7 @@ from datetime import timedelta
 from sqlalchemy import Connection
 
 from tocsin.alerts.limits import Limits
-from tocsin.alerts.rules import Decision, Edit, Reason, decide, dedupe_key, plan
+from tocsin.alerts.rules import Decision, Edit, Reason, decide, dedupe_key, follows, plan
 from tocsin.model import worst
 from tocsin.settings import Settings
 from tocsin.store import alerts
@@ -55,7 +55,8 @@ def look(connection: Connection, settings: Settings, limits: Limits, targets: Se
     for edit, every_s in ((Edit.SOON, limits.edit_every_s), (Edit.AT_ONCE, 0.0)):
         shown = [last[group.id].message_id for group in marked if decisions[group.id].edit == edit]
         if shown:
-            alerts.want_edits(connection, shown, now=now, every_s=every_s)
+            following = {channel for channel, _ in targets if follows(channel, edit)}
+            alerts.want_edits(connection, shown, channels=following, now=now, every_s=every_s)
     alerts.clear_marks(connection, [group.id for group in marked])
     wake_others(connection)
     return looked
@@ -101,7 +102,9 @@ def _ring(
     for fold_id, fold in folds.items():
         joined = [group.id for group, home in plans.joining if home.id == fold_id and note(group, fold)]
         alerts.add_to_fold(connection, fold, joined, now)
-    alerts.want_edits(connection, folds, now=now, every_s=limits.fold_edit_every_s)
+    for channel in {channel for channel, _ in targets if follows(channel, Edit.SOON, of_fold=True)}:
+        every_s = limits.fold_mail_every_s if channel == "email" else limits.fold_edit_every_s
+        alerts.want_edits(connection, folds, channels=[channel], now=now, every_s=every_s)
     for start in range(0, len(plans.folded), limits.fold_groups):
         many = plans.folded[start : start + limits.fold_groups]
         severity = worst(*(group.severity for group in many))

@@ -125,7 +125,7 @@ def render(subject: Subject, settings: Settings, now: datetime) -> Message:
     if subject.alert.reason == Reason.TEST or not subject.groups:
         page = Page()
         page.line("🔔 ", texts("alert.test"))
-        return Message(html=page.html, plain=page.plain, is_silent=True)
+        return Message(html=page.html, plain=page.plain, is_silent=True, subject=subject)
     if subject.alert.reason == Reason.FOLD:
         return _fold(subject, texts)
     return _single(subject, settings, texts, now)
@@ -143,7 +143,7 @@ def _single(subject: Subject, settings: Settings, texts: Texts, now: datetime) -
     if subject.may_repeat:
         page.line(texts("alert.may_repeat"))
     describe(page, group, subject.error, settings=settings, now=now)
-    news = _status_line(group, subject.act, settings, texts, now)
+    news = status_line(group, subject.act, settings, texts, now)
     if news:
         page.line()
         page.line(news)
@@ -153,6 +153,7 @@ def _single(subject: Subject, settings: Settings, texts: Texts, now: datetime) -
         news=f"#{group.number} {news.plain}" if news and group.status != Status.OPEN else None,
         buttons=buttons(group, texts),
         is_silent=is_silent(subject.alert.severity, [group.status]),
+        subject=subject,
     )
 
 
@@ -165,7 +166,7 @@ def describe(page: Page, group: Group, error: ErrorSeen | None, *, settings: Set
         page.line(code(kind, 200))
     page.line(Piece(fit(message, 1400) or "-", "pre"))
     place = code(group.culprit, 240) if group.culprit else None
-    where = _own_frame(error)
+    where = own_frame(error)
     if place and where:
         page.line("▸ ", place, " ", code(where, 240))
     elif place or where:
@@ -194,7 +195,7 @@ def describe(page: Page, group: Group, error: ErrorSeen | None, *, settings: Set
         page.line(*links)
 
 
-def _own_frame(error: ErrorSeen | None) -> str | None:
+def own_frame(error: ErrorSeen | None) -> str | None:
     """Where the team's own innermost frame is: ``shop/orders.py:42``."""
     frames = error.context.get("tocsin.frames") if error else None
     if not isinstance(frames, list):
@@ -205,7 +206,7 @@ def _own_frame(error: ErrorSeen | None) -> str | None:
     return None
 
 
-def _status_line(group: Group, act: Entry | None, settings: Settings, texts: Texts, now: datetime) -> Piece | None:
+def status_line(group: Group, act: Entry | None, settings: Settings, texts: Texts, now: datetime) -> Piece | None:
     """How the group stands, who brought it there and by which way; None for one that simply is open."""
     mark = _STATUS_MARKS[group.status]
     if act is None:
@@ -241,6 +242,7 @@ def _fold(subject: Subject, texts: Texts) -> Message:
         plain=page.plain,
         news=" · ".join(str(part) for part in news if part),
         is_silent=is_silent(subject.alert.severity, [group.status for group in groups]),
+        subject=subject,
     )
 
 
@@ -329,16 +331,15 @@ def details(group: Group, error: ErrorSeen | None, act: Entry | None, settings: 
         f" {texts(f'status.{group.status}')}",
     )
     describe(page, group, error, settings=settings, now=now)
-    stack = _stack(error)
-    if stack:
-        page.line(Piece(fit(stack, 1200), "pre"))
-    news = _status_line(group, act, settings, texts, now)
+    if frames := stack(error):
+        page.line(Piece(fit(frames, 1200), "pre"))
+    news = status_line(group, act, settings, texts, now)
     if news:
         page.line(news)
     return Message(html=page.html, plain=page.plain, buttons=buttons(group, texts))
 
 
-def _stack(error: ErrorSeen | None) -> str | None:
+def stack(error: ErrorSeen | None) -> str | None:
     """The last frames, one a line, outermost first."""
     frames = error.context.get("tocsin.frames") if error else None
     if not isinstance(frames, list):

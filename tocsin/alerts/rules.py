@@ -47,6 +47,20 @@ class Decision:
     edit: Edit = Edit.NO
 
 
+def follows(channel: str, edit: Edit, *, of_fold: bool = False) -> bool:
+    """
+    Whether what a channel has said is to be brought up to date: by an edit, an event or another mail.
+
+    A chat shows how things stand now. A program is told what people did, and who joined a fold, but not
+    of every count. A mail can say once more who joined; whoever wants to know the rest looks at the page.
+    """
+    if channel == "email":
+        return of_fold
+    if channel == "webhook":
+        return of_fold or edit == Edit.AT_ONCE
+    return edit != Edit.NO
+
+
 _RINGING = (Status.OPEN, Status.ACKNOWLEDGED)
 
 

@@ -27,10 +27,12 @@ from tocsin.alerts import messages
 from tocsin.alerts.channels import Channel, Message
 from tocsin.alerts.console import Console
 from tocsin.alerts.deliver import Deliverer
+from tocsin.alerts.email import Email
 from tocsin.alerts.limits import Limits
 from tocsin.alerts.look import look
 from tocsin.alerts.rules import Reason
 from tocsin.alerts.telegram import Listener, Telegram
+from tocsin.alerts.webhook import Webhook
 from tocsin.contained import contained, note
 from tocsin.failures import StoreAway, TocsinError
 from tocsin.ids import uuid7
@@ -49,9 +51,14 @@ _SAID_FULL_EVERY_S = 86_400
 
 def channels_of(settings: Settings) -> list[Channel]:
     """The channels that are set up; the console when there is no other."""
+    channels: list[Channel] = []
     if settings.telegram_token and settings.telegram_chat_ids:
-        return [Telegram(settings)]
-    return [Console()]
+        channels.append(Telegram(settings))
+    if settings.smtp_url and settings.email_to:
+        channels.append(Email(settings))
+    if settings.webhook_url:
+        channels.append(Webhook(settings))
+    return channels or [Console()]
 
 
 @asynccontextmanager

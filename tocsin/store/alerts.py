@@ -337,11 +337,19 @@ def add_to_fold(connection: Connection, fold: Fold, group_ids: Sequence[str], no
     )
 
 
-def want_edits(connection: Connection, alert_ids: Iterable[str], *, now: datetime, every_s: float = 0.0) -> None:
+def want_edits(
+    connection: Connection,
+    alert_ids: Iterable[str],
+    *,
+    channels: Collection[str] | None = None,
+    now: datetime,
+    every_s: float = 0.0,
+) -> None:
     """
     Note that the messages of some alerts no longer say how things stand.
 
     Args:
+        channels: on which of them that matters (default: on all).
         every_s: seconds since the last sending or edit that must have passed; 0 for at once.
     """
     wanted = (
@@ -349,6 +357,8 @@ def want_edits(connection: Connection, alert_ids: Iterable[str], *, now: datetim
         .where(deliveries.c.alert_id.in_(sorted(set(alert_ids))), deliveries.c.state != "failed")
         .order_by(deliveries.c.id)
     )
+    if channels is not None:
+        wanted = wanted.where(deliveries.c.channel.in_(sorted(channels)))
     for row in connection.execute(wanted).all():
         last = row.edited_at or row.sent_at
         in_time = max(now, last + timedelta(seconds=every_s)) if last else now
