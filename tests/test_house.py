@@ -26,6 +26,7 @@ GROUND = {
     "settings",
     "spans",
     "text",
+    "wire",
 }
 """Files with the words of the house; they know the standard library and each other."""
 
@@ -39,7 +40,20 @@ ROOMS = {
 }
 """Every room may use the words; another room only where this draws a door."""
 
-TOP = {"__main__", "checks", "cli", "prune", "run", "serve", "terminal"}
+TOP = {
+    "__main__",
+    "checks",
+    "cli",
+    "deaths",
+    "destination",
+    "local",
+    "prune",
+    "remote",
+    "run",
+    "serve",
+    "terminal",
+    "watch",
+}
 """What composes the rooms; no room imports from here, but for the terminal's words in the demo."""
 
 OPTIONAL = {
@@ -138,7 +152,10 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
     assert theirs <= OPTIONAL | sys.stdlib_module_names
 
 
-HEAVY = ("sqlalchemy", "alembic", "asyncpg", "telegram", "apscheduler", "starlette", "uvicorn", "opentelemetry.sdk")
+HEAVY = (
+    *("sqlalchemy", "alembic", "asyncpg", "telegram", "apscheduler", "starlette", "uvicorn", "opentelemetry.sdk"),
+    "google.protobuf",
+)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +164,11 @@ HEAVY = ("sqlalchemy", "alembic", "asyncpg", "telegram", "apscheduler", "starlet
         "import tocsin",
         "import tocsin, os; os.environ['TOCSIN_DATABASE_URL'] = 'sqlite:///t.db'; tocsin.init(service='shop')",
     ],
+        "import tocsin; tocsin.init(service='shop', endpoint='http://127.0.0.1:9');"
+        "tocsin.track_error('a'); tocsin.shutdown()",
 )
 def test_a_service_that_only_captures_loads_little(code: str, tmp_path: Path) -> None:
-    """No database library before the first error, and never a bot, a scheduler or a web server."""
+    """No database library before the first error or where a server takes it, and never a bot or a web server."""
     look = f"{code}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
 
     done = subprocess.run(

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from tocsin import clock
-from tocsin.failures import TocsinError
+from tocsin.exporter.ship import Ship
+from tocsin.failures import ServerRefuses, StoreAway, TocsinError
+from tocsin.remote import Remote, is_meant
 from tocsin.settings import Settings
 from tocsin.store import Store, leases, migrate, open_store, queries
 from tocsin.store.engine import SqliteStore
@@ -62,7 +64,7 @@ def look(settings: Settings, problems: list[str]) -> Iterator[Finding]:
         yield from (Finding("settings", "FAIL", problem, "put it right or take it out") for problem in problems)
     else:
         yield Finding("settings", "ok", "every name is known and every value can be read")
-    running = [_Running(name, check, settings) for name, check in CHECKS.items()]
+    running = [_Running(name, check, settings) for name, check in _checks_for(settings).items()]
     for one in running:
         yield from one.findings()
 
@@ -95,6 +97,7 @@ class _Running:
 
 
 _SILENCE = {
+    "server": "see whether a firewall swallows what goes to it, and whether TOCSIN_ENDPOINT has the right port",
     "database": "see whether a firewall swallows what goes to it, and whether TOCSIN_DATABASE_URL has the right port",
     "telegram": "set TOCSIN_TELEGRAM_PROXY, or TOCSIN_TELEGRAM_API_URL, when this network lets nothing through to it",
     "email": "see whether a firewall swallows what goes to it, and whether TOCSIN_SMTP_URL has the right port",
@@ -102,6 +105,7 @@ _SILENCE = {
     "spool": "put TOCSIN_SPOOL_DIR on a local disk",
 }
 _MEND = {
+    "server": "start `tocsin serve` there, or put TOCSIN_ENDPOINT right",
     "database": "start it, or put TOCSIN_DATABASE_URL right",
     "telegram": "put TOCSIN_TELEGRAM_TOKEN right; set TOCSIN_TELEGRAM_PROXY when this network needs one",
     "email": "put TOCSIN_SMTP_URL right: smtp:// for port 587, smtps:// for port 465",
@@ -207,18 +211,57 @@ def _clocks(store: Store) -> Finding:
         return Finding("clock", "ok", "the database has this machine's clock")
     before = clock.now()
     there: datetime = store.read_now(lambda connection: connection.scalar(text("SELECT clock_timestamp()")))
-    here = before + (clock.now() - before) / 2
-    apart_s = abs((there - here).total_seconds())
-    what = f"{apart_s:.1f} s between the database's clock and this machine's"
-    if apart_s <= _CLOCKS_APART_S:
-        return Finding("clock", "ok", what)
-    return Finding("clock", "FAIL", what, "set both by NTP")
+    return _apart(there, before + (clock.now() - before) / 2, "the database's")
 
 
 def _server(store: Store) -> Finding:
     if holder := store.read_now(leases.holder, "alerts"):
         return Finding("server", "ok", f"{holder} looks for what is to be alerted")
     return Finding("server", "off", "no `tocsin serve` is at work on this database, so nothing rings")
+
+
+# A server, where errors go to one.
+
+
+def check_server(settings: Settings) -> list[Finding]:
+    """Send it nothing with the token for sending, look with the one for looking, and compare the clocks."""
+    return list(_server_findings(settings))
+
+
+def _server_findings(settings: Settings) -> Iterator[Finding]:
+    ship = Ship(settings, Path(settings.spool_dir), within_s=_ASK_S)
+    before = clock.now()
+    try:
+        there = ship.greet()
+    except ServerRefuses as problem:
+        yield Finding("server", "FAIL", f"{ship.name} takes nothing: {problem}", "")
+        return
+    except StoreAway as problem:
+        yield Finding("server", "FAIL", f"{ship.name} does not answer: {problem}", _MEND["server"])
+        return
+    finally:
+        ship.close()
+    yield Finding("server", "ok", f"{ship.name} takes errors")
+    if settings.token or settings.read_token:
+        asking = Remote(settings, within_s=_ASK_S)
+        before = clock.now()
+        try:
+            health = asking.health()
+        finally:
+            asking.close()
+        there = datetime.fromisoformat(health["timestamp"])
+        if (database := health["services"]["database"]) != "connected":
+            yield Finding("server", "FAIL", f"its database: {database}", "run `tocsin check` where the server runs")
+    if there is not None:
+        yield _apart(there, before + (clock.now() - before) / 2, "the server's")
+
+
+def _apart(there: datetime, here: datetime, whose: str) -> Finding:
+    apart_s = abs((there - here).total_seconds())
+    what = f"{apart_s:.1f} s between {whose} clock and this machine's"
+    if apart_s <= _CLOCKS_APART_S:
+        return Finding("clock", "ok", what)
+    return Finding("clock", "FAIL", what, "set both by NTP")
 
 
 # The other parts.
@@ -361,3 +404,10 @@ CHECKS: dict[str, Check] = {
     "webhook": check_webhook,
     "spool": check_spool,
 }
+
+
+def _checks_for(settings: Settings) -> dict[str, Check]:
+    """All of them, and the server that errors go to; where only that is set, the rest is the server's own affair."""
+    if is_meant(settings):
+        return {"server": check_server, "spool": check_spool}
+    return {"server": check_server, **CHECKS} if settings.endpoint else CHECKS

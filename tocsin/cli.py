@@ -13,15 +13,15 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from tocsin import __version__, clock
-from tocsin.failures import BadInput, NotFound, SettingsError, StoreAway, TocsinError
-from tocsin.lifecycle import IllegalTransition, Status, Trigger
+from tocsin import __version__
+from tocsin.failures import BadInput, SettingsError, StoreAway, TocsinError
+from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings, as_text, reference
 from tocsin.spans import span_of
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE = 0, 1, 2
 
 Command = Callable[[argparse.Namespace], int]
+Shape = dict[str, Any]
 
 MUCH_FREE = 64 * 2**20
 """From so many free bytes on it is worth a hint how SQLite's file becomes smaller."""
@@ -304,6 +305,40 @@ def _store() -> Iterator[Store]:
     from tocsin.store.engine import SqliteStore
     from tocsin.store.migrate import prepare_now
 
+class Records(Protocol):
+    """What is stored, by whichever way: `tocsin.local.Local`, `tocsin.remote.Remote`; the API's shapes."""
+
+    def errors(self, **filters: Any) -> Shape: ...
+
+    def groups(self, **filters: Any) -> Shape: ...
+
+    def group(self, name: str) -> Shape: ...
+
+    def stats(self, hours: int, **filters: Any) -> Shape: ...
+
+    def alerts(self, **filters: Any) -> Shape: ...
+
+    def act(self, number: int, trigger: Trigger, *, by: str, span: timedelta | None = None) -> Shape: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def _records() -> Iterator[Records]:
+    """What the settings name: the database, or a server where they name only that."""
+    from tocsin import remote
+
+    settings = Settings.load()
+    if remote.is_meant(settings):
+        with closing(remote.Remote(settings)) as there:
+            yield there
+        return
+    from tocsin.local import Local
+
+    with _store() as store, closing(Local(store)) as here:
+        yield here
+
+
     settings = Settings.load()
     store = open_store(settings.database_url)
     if isinstance(store, SqliteStore) and not store.path.exists():
@@ -321,23 +356,17 @@ def errors(arguments: argparse.Namespace) -> int:
 
 
 def _list_errors(arguments: argparse.Namespace) -> int:
-    from tocsin.store import queries, shapes
-
     if arguments.status not in (None, "resolved", "unresolved"):
         raise BadInput("--status", "an error is resolved or unresolved; with --groups also " + ", ".join(Status))
-    with _store() as store:
-        rows, following = store.read_now(
-            queries.list_errors,
-            **_filters(arguments),
-            resolved=None if arguments.status is None else arguments.status == "resolved",
-            group=arguments.group,
-        )
+    resolved = None if arguments.status is None else arguments.status == "resolved"
+    with _records() as records:
+        page = records.errors(**_filters(arguments), resolved=resolved, group=arguments.group)
     if arguments.json:
-        return _print_json(shapes.error_list(rows, following))
-    if not rows:
+        return _print_json(page)
+    if not page["errors"]:
         return _say("no errors")
-    print(_table_of_errors(rows))
-    return _say_more(following)
+    print(_table_of_errors(page["errors"]))
+    return _say_more(page["next"])
 
 
 def _table_of_errors(rows: Sequence[dict[str, Any]]) -> str:
@@ -358,33 +387,30 @@ def _table_of_errors(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _list_groups(arguments: argparse.Namespace) -> int:
-    from tocsin.store import groups, shapes
-
     if arguments.status == "unresolved" or arguments.group is not None:
         raise BadInput("--groups", f"goes with --status {', '.join(Status)}, and not with --group")
-    with _store() as store:
-        status = Status(arguments.status) if arguments.status else None
-        found, following = store.read_now(groups.list_groups, **_filters(arguments), status=status)
+    with _records() as records:
+        page = records.groups(**_filters(arguments), status=arguments.status)
     if arguments.json:
-        return _print_json(shapes.group_list(found, following))
-    if not found:
+        return _print_json(page)
+    if not page["groups"]:
         return _say("no groups")
     heads = ("GROUP", "STATUS", "SEVERITY", "CATEGORY", "COUNT", "LAST SEEN (UTC)", "SERVICE", "TITLE")
     cells = [
         (
-            f"#{one.number}",
-            one.status,
-            one.severity,
-            one.category,
-            one.count,
-            moment(one.last_seen),
-            one.service,
-            one.title,
+            f"#{one['number']}",
+            one["status"],
+            one["severity"],
+            one["category"],
+            one["count"],
+            moment(one["last_seen"]),
+            one["service"],
+            one["title"],
         )
-        for one in found
+        for one in page["groups"]
     ]
     print(table(heads, cells))
-    return _say_more(following)
+    return _say_more(page["next"])
 
 
 def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -394,13 +420,9 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(arguments: argparse.Namespace) -> int:
     """One group with all that is known of it."""
-    from tocsin.store import groups, shapes
-
-    with _store() as store:
-        number = _number(arguments.group) if _is_number(arguments.group) else None
-        if number is None:
-            number = store.read_now(groups.number_of_error, arguments.group)
-        shape = store.read_now(shapes.whole_group, number, clock.now())
+    name = str(_number(arguments.group)) if _is_number(arguments.group) else arguments.group
+    with _records() as records:
+        shape = records.group(name)
     if arguments.json:
         return _print_json(shape)
     print("\n".join(_told(shape)))
@@ -467,27 +489,16 @@ def _told_source(frame: dict[str, Any]) -> Iterator[str]:
 
 def stats(arguments: argparse.Namespace) -> int:
     """How many errors there were lately."""
-    from tocsin.store import queries, shapes
-
-    with _store() as store:
-        found = store.read_now(
-            queries.stats,
-            arguments.hours,
-            clock.now(),
-            service=arguments.service,
-            environment=arguments.environment,
-        )
+    with _records() as records:
+        shape = records.stats(arguments.hours, service=arguments.service, environment=arguments.environment)
     if arguments.json:
-        return _print_json(shapes.stats(found, arguments.hours))
-    print(painted(f"{found.total} errors within {arguments.hours} h; {found.unresolved} not resolved", "bold"))
-    for head, counts in (
-        ("SEVERITY", found.by_severity),
-        ("CATEGORY", found.by_category),
-        ("SERVICE", found.by_service),
-    ):
-        if counts:
-            print(f"\n{table((head, 'COUNT'), list(counts.items()))}")
-    hours = [(f"{hour:%m-%d %H:%M}", sum(by_severity.values())) for hour, by_severity in found.by_hour]
+        return _print_json(shape)
+    found = shape["stats"]
+    print(painted(f"{found['total']} errors within {arguments.hours} h; {found['unresolved']} not resolved", "bold"))
+    for by in ("severity", "category", "service"):
+        if counts := found[f"by_{by}"]:
+            print(f"\n{table((by.upper(), 'COUNT'), list(counts.items()))}")
+    hours = [(moment(one["hour"])[5:16], one["count"]) for one in found["by_hour"]]
     most = max((count for _, count in hours), default=0)
     if most:
         bars = [(hour, count, "█" * -(-count * 40 // most)) for hour, count in hours]
@@ -497,27 +508,25 @@ def stats(arguments: argparse.Namespace) -> int:
 
 def alerts(arguments: argparse.Namespace) -> int:
     """What rang, and whether it arrived."""
-    from tocsin.store import shapes
-    from tocsin.store.alerts import list_alerts
-
-    with _store() as store:
-        found, following = store.read_now(list_alerts, limit=arguments.limit, before=arguments.before)
+    with _records() as records:
+        page = records.alerts(limit=arguments.limit, before=arguments.before)
     if arguments.json:
-        return _print_json(shapes.alert_list(found, following))
-    if not found:
+        return _print_json(page)
+    if not page["alerts"]:
         return _say("no alerts")
     heads = ("WHEN (UTC)", "GROUP", "WHY", "SEVERITY", "SERVICE", "DELIVERIES")
     cells = []
-    for one in found:
+    for one in page["alerts"]:
         ways = [
-            f"{way.channel} {way.target} {way.state}" + (f": {way.last_error}" if way.last_error else "")
-            for way in one.deliveries
+            f"{way['channel']} {way['target']} {way['state']}" + (f": {way['last_error']}" if way["last_error"] else "")
+            for way in one["deliveries"]
         ]
-        number = "" if one.number is None else f"#{one.number}"
-        alert = one.alert
-        cells.append((moment(alert.created_at), number, alert.reason, alert.severity, alert.service, "; ".join(ways)))
+        number = "" if one["group"] is None else f"#{one['group']}"
+        cells.append(
+            (moment(one["created_at"]), number, one["reason"], one["severity"], one["service"], "; ".join(ways))
+        )
     print(table(heads, cells))
-    return _say_more(following)
+    return _say_more(page["next"])
 
 
 # Errors and groups: what people do to them.
@@ -538,28 +547,17 @@ def mute(arguments: argparse.Namespace) -> int:
             arguments.groups, arguments.span = words, _span(last)
         except argparse.ArgumentTypeError as problem:
             raise BadInput(last, str(problem)) from None
-    return _act(arguments, Trigger.MUTE, until=clock.now() + arguments.span)
+    return _act(arguments, Trigger.MUTE, span=arguments.span)
 
 
-def _act(arguments: argparse.Namespace, trigger: Trigger, *, until: datetime | None = None) -> int:
-    from tocsin.store import groups, shapes
-
+def _act(arguments: argparse.Namespace, trigger: Trigger, *, span: timedelta | None = None) -> int:
     numbers = _numbers(arguments.groups)
-    by = f"cli: {_user()}"
-    outcomes: list[dict[str, Any]] = []
-    with _store() as store:
+    outcomes: list[Shape] = []
+    with _records() as records:
         for number in numbers:
-            try:
-                acted = store.write_now(groups.act, number, trigger, by=by, via="cli", until=until)
-            except (NotFound, IllegalTransition) as problem:
-                outcomes.append({"success": False, "error": str(problem)})
-            else:
-                outcomes.append(shapes.acted(acted))
+            outcomes.append(records.act(number, trigger, by=_user(), span=span))
             if not arguments.json:
                 _print_outcome(outcomes[-1])
-        # A server does this too, behind its answer; without one at work it is done here.
-        while trigger in (Trigger.RESOLVE, Trigger.REOPEN) and store.write_now(groups.settle_rows):
-            pass
     done = all(outcome["success"] for outcome in outcomes)
     if arguments.json:
         _print_json(outcomes[0] if len(outcomes) == 1 else {"success": done, "results": outcomes})
@@ -688,7 +686,8 @@ def _all() -> tuple[argparse.ArgumentParser, Iterable[str]]:
         prog="tocsin",
         description="Crash protection, error tracking and alerting for services.",
         epilog="Settings are read from TOCSIN_* in the environment, from .env and from tocsin.toml;\n"
-        "`tocsin check --settings` lists them. `tocsin demo` shows all of it within seconds.",
+        "`tocsin check --settings` lists them. `tocsin demo` shows all of it within seconds.\n"
+        "With TOCSIN_ENDPOINT and no database, errors are looked at by way of that server.",
     )
     top.add_argument("--version", action="version", version=f"tocsin {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)

@@ -38,7 +38,8 @@ class Remote:
         NotFound: the server has no such thing.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, within_s: float = _WITHIN_S) -> None:
+        self._within_s = within_s
         headers = {"Accept": "application/json", "User-Agent": "tocsin"}
         if token := settings.token or settings.read_token:
             headers["Authorization"] = f"Bearer {token}"
@@ -109,7 +110,7 @@ class Remote:
     def _ask(self, method: str, path: str) -> Answer:
         body = b"" if method == "POST" else None
         try:
-            return self._wire.request(method, BASE + path, body, within_s=_WITHIN_S)
+            return self._wire.request(method, BASE + path, body, within_s=self._within_s)
         except Unanswered as problem:
             raise TocsinError(f"the server does not answer: {problem}; TOCSIN_ENDPOINT names it") from None
 

@@ -87,6 +87,22 @@ class Ship:
         if problem := self._send([], instance, within_s=_BEAT_WITHIN_S):
             raise self._refusal(problem)
 
+    def greet(self) -> datetime | None:
+        """
+        Send nothing, to see whether the server would take something.
+
+        Returns:
+            Its time to the second, if it says it.
+
+        Raises:
+            StoreAway: it does not answer.
+            ServerRefuses: it would take nothing, and why.
+        """
+        answer = self._ask([], None, self._within_s)
+        if problem := self._problem(answer):
+            raise self._refusal(problem)
+        return _date(answer.headers.get("date", ""))
+
     def forget(self, segment: str) -> None:
         """What is known of a segment goes with its file."""
 
@@ -164,14 +180,16 @@ class Ship:
         Raises:
             StoreAway: to be sent again later.
         """
-        body = gzip.compress(_export(records, instance).encode("utf-8"), compresslevel=4, mtime=0)
-        try:
-            answer = self._wire.request("POST", LOGS, body, within_s=within_s or self._within_s)
-        except Unanswered as problem:
-            raise StoreAway(str(problem)) from None
-        found = self._problem(answer)
+        found = self._problem(self._ask(records, instance, within_s or self._within_s))
         self._refused = 0
         return found
+
+    def _ask(self, records: Sequence[_Record], instance: Instance | None, within_s: float) -> Answer:
+        body = gzip.compress(_export(records, instance).encode("utf-8"), compresslevel=4, mtime=0)
+        try:
+            return self._wire.request("POST", LOGS, body, within_s=within_s)
+        except Unanswered as problem:
+            raise StoreAway(str(problem)) from None
 
     def _problem(self, answer: Answer) -> str | None:
         status = answer.status
@@ -342,15 +360,22 @@ def _id_of(segment: str, end: int) -> str:
 
 def _retry_after(answer: Answer) -> float | None:
     """How long a server asks us to wait, in seconds or as a date (RFC 9110, *Retry-After*)."""
-    from email.utils import parsedate_to_datetime  # noqa: PLC0415  (dear, and rarely needed)
-
     value = answer.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
+    moment = _date(value)
+    return None if moment is None else max((moment - clock.now()).total_seconds(), 0.0)
+
+
+def _date(text: str) -> datetime | None:
+    """The moment that a header names; None for none."""
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  (dear, and rarely needed)
+
     try:
-        return max((parsedate_to_datetime(value) - clock.now()).total_seconds(), 0.0)
+        moment = parsedate_to_datetime(text)
     except (ValueError, TypeError):
         return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _said_in(answer: Answer) -> str:
