@@ -27,6 +27,11 @@ def uuid7(time_ns: int | None = None) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def is_own(error_id: str) -> bool:
+    """Whether tocsin's own capture gave this id (UUIDv7); errors of others get one from what they are (UUIDv8)."""
+    return error_id[14:15] == "7"
+
+
 @lru_cache(maxsize=4096)
 def group_id(fingerprint: str, service: str, environment: str) -> str:
     """The id of the group that errors with this fingerprint form there: 32 hex digits, no look-up needed."""

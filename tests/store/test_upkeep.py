@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import pytest
 from sqlalchemy import Connection, insert, select
@@ -12,6 +13,7 @@ from tocsin.store import Store, audit, credentials, schema, upkeep
 
 DAY = timedelta(days=1)
 MOMENT = timedelta(microseconds=1)
+YOUNG = "ffffffff-0000-8000-8000-000000000000"
 
 
 async def names(store: Store, table: str, column: str) -> list[str]:
@@ -36,12 +38,18 @@ def entry(connection: Connection, name: str, at: datetime) -> None:
     audit.record(connection, actor="@anna", via="api", action=name, now=at)
 
 
+def received(connection: Connection, name: str, at: datetime) -> None:
+    value = str(uuid5(NAMESPACE_OID, name)) if name != "young" else YOUNG
+    connection.execute(insert(schema.received).values(id=value, received_at=at))
+
+
 @pytest.mark.parametrize(
     ("make", "table", "column", "age"),
     [
         (segment, "spool_progress", "segment", 7 * DAY),
         (instance, "instances", "id", 30 * DAY),
         (entry, "audit", "action", 365 * DAY),
+        (received, "received", "id", DAY),
     ],
 )
 async def test_what_is_too_old_goes(
@@ -55,7 +63,19 @@ async def test_what_is_too_old_goes(
     removed = [await store.write(upkeep.sweep, now, limit=2) for _ in range(4)]
 
     assert removed == [2, 2, 1, 0]
-    assert await names(store, table, column) == ["young"]
+    assert await names(store, table, column) == [YOUNG if table == "received" else "young"]
+
+
+async def test_of_ids_received_only_so_many_stay(store: Store, now: datetime) -> None:
+    """However fast they arrive, what is kept of them has an end; the oldest go first."""
+    for number in range(5):
+        await store.write(received, f"{number}", now + number * MOMENT)
+    await store.write(received, "young", now + 5 * MOMENT)
+
+    removed = [await store.write(upkeep.sweep, now, limit=2, most_received=1) for _ in range(4)]
+
+    assert removed == [2, 2, 1, 0]
+    assert await names(store, "received", "id") == [YOUNG]
 
 
 async def test_secrets_that_have_run_out_go(store: Store, now: datetime) -> None:

@@ -15,6 +15,7 @@ from tocsin.exporter import decode as decoding
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.sink import Portion
 from tocsin.exporter.spool import Line
+from tocsin.exporter.throttle import Throttle
 from tocsin.failures import Overtaken, StoreAway
 from tocsin.model import Batch, Entry, ErrorRecord, Instance, Stored
 from tocsin.settings import Settings
@@ -49,6 +50,7 @@ class Database:
         self._behind = timedelta(0)
         self._next_clock = 0.0
         self._known = decoding.Known()
+        self._throttle = Throttle()
 
     def position(self, segment: str) -> int:
         """Up to which byte a segment is stored; asked anew after every failure."""
@@ -121,24 +123,32 @@ class Database:
         from tocsin.store import errors  # noqa: PLC0415
 
         store = self._ready()
+        found = [entry for _, entry in decoded if entry is not None]
+        sifted = self._throttle.sift(
+            [entry for entry in found if not isinstance(entry, Instance)],
+            time.monotonic(),
+            lambda group_ids: store.read_now(errors.known_groups, group_ids),
+        )
         batch = Batch(
-            entries=[entry for _, entry in decoded if entry is not None and not isinstance(entry, Instance)],
+            entries=sifted.entries,
             instance=portion.instance,
-            instances=[entry for _, entry in decoded if isinstance(entry, Instance)],
+            instances=[entry for entry in found if isinstance(entry, Instance)],
             segment=portion.segment,
             start=start,
             position=decoded[-1][0].end,
         )
         try:
-            return store.write_now(errors.write_batch, batch, clock.now() + self._behind)
+            stored = store.write_now(errors.write_batch, batch, clock.now() + self._behind)
         except (StoreAway, Overtaken):
             raise
         except Exception as problem:
-            if len(batch.entries) > 1:
+            if len(found) > 1:
                 middle = len(decoded) // 2
                 first = self._write(portion, start, decoded[:middle])
                 return first + self._write(portion, decoded[middle - 1][0].end, decoded[middle:])
             return self._write_alone(portion, start, decoded, problem)
+        self._throttle.keep(sifted)
+        return stored
 
     def _write_alone(
         self, portion: Portion, start: int, decoded: Sequence[_Decoded], problem: Exception
