@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from tests.processes import (
     ROOT,
     Service,
     drain_rest,
+    environment_of,
     errors_in,
     rows_of,
     run_command,
     run_program,
 )
+from tocsin.run import is_python
 
 ROUTES = """
 import asyncio, logging, threading
@@ -301,7 +304,10 @@ def test_one_line_at_start_says_where_errors_go(tmp_path: Path, sqlite_url: str)
 
     assert done.stdout == "hello\n"
     path = sqlite_url.removeprefix("sqlite:///")
-    assert done.stderr.splitlines() == [f"tocsin: watching program (production); errors go to SQLite {path}"]
+    assert done.stderr.splitlines() == [
+        f"tocsin: watching program (production); errors go to SQLite {path}, but no server reads there: "
+        "nothing will ring until 'tocsin serve' runs on the same database"
+    ]
 
 
 def test_a_misspelt_setting_is_said_once_with_the_nearest_name(tmp_path: Path, sqlite_url: str) -> None:
@@ -321,7 +327,7 @@ def test_a_wrong_database_url_leaves_the_default(tmp_path: Path) -> None:
     )
 
     drain_rest(tmp_path, default)
-    assert done.stderr.count("TOCSIN_DATABASE_URL") == 1
+    assert done.stderr.count("TOCSIN_DATABASE_URL: ") == 1
     assert "geheim77" not in done.stderr
     assert [row.message for row in rows_of(default)] == ["the end"]
 
@@ -468,3 +474,42 @@ def test_planted_secrets_are_in_no_file_and_no_line(tmp_path: Path, sqlite_url: 
     ours = "\n".join(line for line in service.said().splitlines() if re.match("tocsin|HIGH|CRIT|MEDIUM|LOW", line))
     assert [name for name, secret in SECRETS.items() if secret in ours] == []
     assert ours.count("#") >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_one"),
+    [
+        ("app", "#!/usr/bin/python3\n", True),
+        ("app", "#!/usr/bin/env python3.12\n", True),
+        ("app", "#!/usr/bin/env -S python -u\n", True),
+        ("app", "#!/opt/shop/.venv/bin/python\n", True),
+        ("app", "#!/bin/sh\n'''exec' \"/a long way/bin/python\" \"$0\" \"$@\"\n' '''\nimport sys\n", True),
+        ("pypy3.10", "", True),
+        ("app", "#!/bin/sh\nexec python app.py\n", False),
+        ("app", "#!/usr/bin/env node\n", False),
+        ("app", "\x7fELF", False),
+        ("app", "", False),
+    ],
+)
+def test_what_python_runs_is_told_from_other_programs(name: str, text: str, is_one: bool, tmp_path: Path) -> None:
+    """The former tell of their end by themselves; the latter are watched."""
+    (tmp_path / name).write_text(text)
+
+    assert is_python(tmp_path / name) is is_one
+
+
+def test_a_python_program_takes_the_place_of_tocsin(tmp_path: Path, sqlite_url: str) -> None:
+    (tmp_path / "app").write_text(
+        f"#!{sys.executable}\nimport os; print(os.getpid(), 'OTEL_SERVICE_NAME' in os.environ)\n"
+    )
+    (tmp_path / "app").chmod(0o755)
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "tocsin", "run", "--", "./app"],
+        cwd=tmp_path,
+        env=environment_of(tmp_path, sqlite_url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.communicate()[0] == f"{process.pid} False\n"

@@ -211,10 +211,9 @@ def _node(said: str) -> Printed | None:
     name = _NODE_NAME.match(text)
     if name is None:
         return None
-    has_more = lines[after - 1].endswith(" {")
     frames = [*lines[first : after - 1], lines[after - 1].removesuffix(" {")]
     more = "\n".join(lines[after:])
-    code = _NODE_CODE.search(more) if has_more else None
+    code = _NODE_CODE.search(more)
     kind = (code[1] or code[2]) if code else name[1]
     return Printed(kind, text[name.end() :], "\n".join([text, *_with_elided(frames, more.split("\n"))]))
 

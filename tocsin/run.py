@@ -69,10 +69,10 @@ def _become_watcher(command: Sequence[str], settings: Settings, environ: dict[st
 def _is_foreign(program: str) -> bool:
     """Whether a program exists and is none that Python runs: those tell of their end by themselves."""
     found = shutil.which(program)
-    return bool(found and sys.executable) and not _is_python(Path(found or ""))
+    return bool(found and sys.executable) and not is_python(Path(found or ""))
 
 
-def _is_python(program: Path) -> bool:
+def is_python(program: Path) -> bool:
     """Whether a file is an interpreter of Python, or a script for one."""
     if _is_interpreter(program.name) or _is_interpreter(program.resolve().name):
         return True

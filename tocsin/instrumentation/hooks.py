@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -53,12 +55,23 @@ _ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None
 def _uncaught(before: _ExceptHook) -> _ExceptHook:
     def excepthook(kind: type[BaseException], exc: BaseException, tb: TracebackType | None) -> None:
         capture = state.current
-        if capture is not None and isinstance(exc, BaseException):
-            capture.see(Sighting(exc, mechanism="excepthook", handled=False, tb=tb))
+        if (
+            capture is not None
+            and isinstance(exc, BaseException)
+            and capture.see(Sighting(exc, mechanism="excepthook", handled=False, tb=tb))
+        ):
+            _note_told()
         before(kind, exc, tb)
 
     excepthook._tocsin = True  # type: ignore[attr-defined]
     return excepthook
+
+
+def _note_told() -> None:
+    """For `tocsin run`, where it watches a program that has started this process: it need not tell of it again."""
+    if told := os.environ.get("TOCSIN_TOLD"):
+        with contained("noting what was told"):
+            Path(told).touch(mode=0o600)
 
 
 def _uncaught_in_thread(before: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -104,22 +104,28 @@ def register_at_exit() -> None:
 
 
 def _open(settings: Settings) -> Capture | None:
-    """A spool and a drain of this process; in the temporary folder where the set one cannot be used."""
+    """A spool and a drain of this process."""
     header = {
         "resource": resource(settings.service, settings.environment, settings.release, uuid7()),
         "started_ns": clock.now_ns(),
     }
+    own = open_spool(settings, header)
+    if own is None:
+        return None
+    drain = Drain(settings, own, own.folder, _say_stored)
+    drain.start()
+    return Capture(own, drain)
+
+
+def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None:
+    """A spool of this process; in the temporary folder where the set one cannot be used, None without any."""
     folders = [Path(settings.spool_dir), Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}" / "spool"]
     for folder in folders:
         try:
             limit = settings.spool_max_bytes or spool.default_max_bytes(folder)
-            own = spool.Spool(folder, limit, header)
+            return spool.Spool(folder, limit, header)
         except OSError as problem:
             _say(f"the spool folder {folder} cannot be used: {problem}")
-            continue
-        drain = Drain(settings, own, folder, _say_stored)
-        drain.start()
-        return Capture(own, drain)
     return None
 
 

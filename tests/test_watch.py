@@ -1,0 +1,379 @@
+"""`tocsin run` around programs that are not Python: nothing changes for them, and their death is told."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from tests.postgres import missing_part
+from tests.processes import drain_rest, environment_of, rows_of, run_command
+from tests.waiting import eventually
+from tocsin.watch import is_error
+
+RUN = (sys.executable, "-m", "tocsin", "run", "--")
+
+
+def ended(
+    folder: Path, url: str, *command: str, **environ: str
+) -> tuple[subprocess.CompletedProcess[str], Sequence[Any]]:
+    """A program that has run to its end under `tocsin run`, and the rows that it left."""
+    done = run_command(folder, [*RUN, *command], url, **environ)
+    drain_rest(folder, url)
+    return done, rows_of(url)
+
+
+@contextmanager
+def running(
+    folder: Path, url: str, *command: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program under `tocsin run` with pipes for all three streams, unless told otherwise."""
+    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process: subprocess.Popen[bytes] = subprocess.Popen(
+        [*RUN, *command], cwd=folder, env=environment_of(folder, url, **environ), **(streams | options)
+    )
+    try:
+        with process:
+            yield process
+    finally:
+        process.kill()
+
+
+def start_line(process: subprocess.Popen[bytes]) -> bytes:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "is_one"),
+    [
+        (0, (), False),
+        (1, (), True),
+        (-signal.SIGKILL, (), True),
+        (-signal.SIGTERM, (), True),  # nobody has asked us
+        (-signal.SIGTERM, (signal.SIGTERM,), False),
+        (143, (signal.SIGTERM,), False),  # as a shell says it
+        (130, (signal.SIGINT,), False),
+        (0, (signal.SIGTERM,), False),
+        (1, (signal.SIGTERM,), True),  # it failed on its way out
+        (-signal.SIGKILL, (signal.SIGTERM,), True),
+    ],
+)
+def test_what_nobody_asked_for_is_an_error(code: int, asked: tuple[int, ...], is_one: bool) -> None:
+    assert is_error(code, asked) is is_one
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message", "place"),
+    [
+        ("exit 3", 3, "exited with code 3", "exit code 3"),
+        ("kill -KILL $$", -signal.SIGKILL, "was killed by SIGKILL", "SIGKILL"),
+        ("kill -SEGV $$", -signal.SIGSEGV, "was killed by SIGSEGV", "SIGSEGV"),
+    ],
+)
+def test_a_death_is_a_critical_error_and_ends_as_ever(
+    script: str, code: int, message: str, place: str, tmp_path: Path, database_url: str
+) -> None:
+    """The same exit code or signal, no core of ours, and one row with all that is known."""
+    (tmp_path / "start.sh").write_text(f"echo warming up\necho last words >&2\n{script}\n")
+
+    done, rows = ended(tmp_path, database_url, "sh", "start.sh", TOCSIN_SERVICE="shop", TOCSIN_ENVIRONMENT="staging")
+
+    assert done.returncode == code
+    assert done.stdout == "warming up\n"
+    assert "last words\n" in done.stderr
+    assert list(tmp_path.glob("core*")) == []
+    (row,) = rows
+    assert row.message.startswith(f"sh start.sh {message}")
+    assert (row.exception_type, row.severity, row.handled) == ("ProcessExit", "critical", False)
+    assert (row.mechanism, row.service, row.environment) == ("process-exit", "shop", "staging")
+    assert row.context["process.command"] == "sh start.sh"
+    assert row.context["process.stderr"] == "last words"
+    assert 0 < row.context["process.uptime_s"] < 30
+    how = row.context.get("process.exit.signal") or f"exit code {row.context['process.exit.code']}"
+    assert how == place
+
+
+def test_a_program_that_ends_well_is_no_error(tmp_path: Path, sqlite_url: str) -> None:
+    done, rows = ended(tmp_path, sqlite_url, "sh", "-c", "echo a complaint >&2")
+
+    assert (done.returncode, rows) == (0, [])
+    assert list((tmp_path / "spool").glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT], ids=lambda one: one.name
+)
+def test_a_signal_that_is_passed_on_ends_the_program_and_is_no_error(
+    number: signal.Signals, tmp_path: Path, sqlite_url: str
+) -> None:
+    with running(tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(number)
+        assert process.wait(20) == -number
+
+    drain_rest(tmp_path, sqlite_url)
+    assert rows_of(sqlite_url) == []
+
+
+def test_other_signals_come_through_too(tmp_path: Path, sqlite_url: str) -> None:
+    script = "trap 'echo usr1' USR1; trap 'echo usr2' USR2; echo up; while :; do sleep 0.05; done"
+    with running(tmp_path, sqlite_url, "sh", "-c", script) as process:
+        assert process.stdout is not None
+        for number, said in ((None, b"up\n"), (signal.SIGUSR1, b"usr1\n"), (signal.SIGUSR2, b"usr2\n")):
+            if number is not None:
+                process.send_signal(number)
+            assert process.stdout.readline() == said
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_program_once(tmp_path: Path, sqlite_url: str) -> None:
+    """The terminal sends it to both; a second one would make many servers hurry."""
+    script = "trap 'echo once >> interrupts' INT; echo up; until [ -e stop ]; do sleep 0.05; done; exit 0"
+    ours, theirs = pty.openpty()
+    with running(tmp_path, sqlite_url, "sh", "-c", script, stdin=theirs, start_new_session=True,
+                 preexec_fn=_take_terminal) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        os.write(ours, b"\x03")
+        eventually((tmp_path / "interrupts").exists)
+        process.send_signal(signal.SIGINT)  # and one from somebody else is passed on
+        eventually(lambda: (tmp_path / "interrupts").read_text() == "once\n" * 2)
+        (tmp_path / "stop").touch()
+        assert process.wait(20) == 0
+    os.close(ours)
+    os.close(theirs)
+
+    assert (tmp_path / "interrupts").read_text() == "once\n" * 2
+
+
+def _take_terminal() -> None:
+    os.close(os.open(os.ttyname(0), os.O_RDWR))  # the first terminal that a session opens is its own
+
+
+def test_streams_pass_byte_for_byte(tmp_path: Path, sqlite_url: str) -> None:
+    """stdin and stdout are the program's own; stderr is copied, whatever is in it."""
+    data = random.Random(7).randbytes(300_000)
+
+    done = subprocess.run(
+        [*RUN, "sh", "-c", "tee /dev/stderr"],
+        cwd=tmp_path,
+        env=environment_of(tmp_path, sqlite_url),
+        input=data,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout == data
+    assert done.stderr.partition(b"\n")[2] == data
+
+
+def test_stderr_comes_without_delay(tmp_path: Path, sqlite_url: str) -> None:
+    """A question without an end of line is seen before it is answered."""
+    with running(tmp_path, sqlite_url, "sh", "-c", "printf 'sure? ' >&2; read answer; exit 0") as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        start_line(process)
+        assert process.stderr.read(6) == b"sure? "
+        process.stdin.write(b"yes\n")
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_program_outlives_who_reads_its_stderr(tmp_path: Path, sqlite_url: str) -> None:
+    script = "read word; for i in 1 2 3; do echo line $i >&2; done; touch lived; exit 4"
+    with running(tmp_path, sqlite_url, "sh", "-c", script) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        start_line(process)
+        process.stderr.close()
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        assert process.wait(20) == 4
+
+    drain_rest(tmp_path, sqlite_url)
+    assert (tmp_path / "lived").exists()
+    assert [row.context["process.stderr"] for row in rows_of(sqlite_url)] == ["line 1\nline 2\nline 3"]
+
+
+def test_who_outlives_the_program_keeps_its_stderr(tmp_path: Path, sqlite_url: str) -> None:
+    """A program that leaves something in the background ends at once, and what that says is still heard."""
+    script = "(until [ -e go ]; do sleep 0.05; done; echo late >&2) > /dev/null & exit 0"
+    with running(tmp_path, sqlite_url, "sh", "-c", script) as process:
+        assert process.stderr is not None
+        assert process.wait(20) == 0
+        (tmp_path / "go").touch()
+        assert process.stderr.read().endswith(b"\nlate\n")
+
+
+def test_the_end_of_a_long_stderr_is_kept(tmp_path: Path, sqlite_url: str) -> None:
+    _, rows = ended(tmp_path, sqlite_url, "sh", "-c", "seq 100000 >&2; exit 1")
+
+    kept = rows[0].context["process.stderr"].splitlines()
+    assert kept[1:] == [str(number) for number in range(int(kept[1]), 100_001)]
+    assert len(kept) > 2000
+
+
+def test_kill_9_of_the_watcher_ends_the_program(tmp_path: Path, sqlite_url: str) -> None:
+    """Who kills the number that a process manager knows means the program: it does not go on unwatched."""
+    with running(tmp_path, sqlite_url, "sh", "-c", "echo $$; exec sleep 60") as process:
+        assert process.stdout is not None
+        program = int(process.stdout.readline())
+        assert program != process.pid
+        process.kill()
+        process.wait(20)
+        eventually(lambda: not _is_alive(program))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_the_program_finds_its_environment_and_names(tmp_path: Path, sqlite_url: str) -> None:
+    """What OpenTelemetry's SDKs read is set too, and nothing of what we tell each other in between stays."""
+    done, _ = ended(tmp_path, sqlite_url, "env", TOCSIN_SERVICE="shop")
+
+    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert (found["TOCSIN_SERVICE"], found["OTEL_SERVICE_NAME"]) == ("shop", "shop")
+    assert "startup" in found["PYTHONPATH"].split(os.pathsep)[0]
+    assert "TOCSIN_RUN_PATH" not in found
+
+
+def test_a_name_for_opentelemetry_that_is_set_stays(tmp_path: Path, sqlite_url: str) -> None:
+    done, _ = ended(tmp_path, sqlite_url, "env", TOCSIN_SERVICE="shop", OTEL_SERVICE_NAME="other")
+
+    assert "OTEL_SERVICE_NAME=other\n" in done.stdout
+
+
+def test_a_program_that_starts_python_is_told_of_once(tmp_path: Path, sqlite_url: str) -> None:
+    """Python itself tells of its exception, also through a shell; the shell's exit code 1 says nothing more."""
+    (tmp_path / "job.py").write_text("def main():\n    raise ValueError('the end')\n\nmain()\n")
+
+    done, rows = ended(tmp_path, sqlite_url, "sh", "-c", f"{sys.executable} job.py; exit $?")
+
+    assert done.returncode == 1
+    assert [(row.exception_type, row.mechanism) for row in rows] == [("ValueError", "excepthook")]
+    assert list((tmp_path / "spool").glob("*.told")) == []
+
+
+def test_python_that_cannot_tell_any_more_is_told_of(tmp_path: Path, sqlite_url: str) -> None:
+    done, rows = ended(tmp_path, sqlite_url, "sh", "-c", f"{sys.executable} -c 'import os; os._exit(9)'; exit $?")
+
+    assert done.returncode == 9
+    assert [row.context["process.exit.code"] for row in rows] == [9]
+
+
+def test_deaths_of_one_kind_are_one_group(tmp_path: Path, sqlite_url: str) -> None:
+    """A crash loop under a process manager is one group with an exact count."""
+    for port in (3001, 3002, 3003):
+        run_command(tmp_path, [*RUN, "sh", "-c", f"echo {port} >&2; exit 5"], sqlite_url)
+    drain_rest(tmp_path, sqlite_url)
+
+    rows = rows_of(sqlite_url)
+    assert len(rows) == 3
+    assert len({row.group_id for row in rows}) == 1
+
+
+def test_what_cannot_be_stored_waits_for_the_server(tmp_path: Path, sqlite_url: str) -> None:
+    """The database is away when the program dies: the death is on the disk, and the end is not held up."""
+    (tmp_path / "missing").write_text("")
+    away = sqlite_url.replace("tocsin.db", "missing/tocsin.db")
+
+    done = run_command(tmp_path, [*RUN, "sh", "-c", "exit 6"], away)
+
+    assert done.returncode == 6
+    drain_rest(tmp_path, sqlite_url)
+    assert [row.context["process.exit.code"] for row in rows_of(sqlite_url)] == [6]
+
+
+def test_secrets_in_arguments_and_output_are_taken_out(tmp_path: Path, sqlite_url: str) -> None:
+    secret = "pa55-w0rd-one"
+    command = ("sh", "-c", f"echo password={secret} >&2; exit 1", "job", f"--token={secret}", "--api-key", secret)
+
+    _, rows = ended(tmp_path, sqlite_url, *command)
+
+    assert secret not in str(vars(rows[0]))
+    assert "--token=" in rows[0].message
+
+
+def test_a_spool_that_cannot_be_written_changes_no_end(tmp_path: Path, sqlite_url: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / f"tocsin-{os.getuid()}").write_text("")
+
+    done = run_command(
+        tmp_path, [*RUN, "sh", "-c", "exit 7"], sqlite_url, TOCSIN_SPOOL_DIR=str(tmp_path / "file" / "spool")
+    )
+
+    assert done.returncode == 7
+    assert "cannot be used" in done.stderr
+
+
+def test_a_watcher_takes_little_memory(tmp_path: Path, sqlite_url: str) -> None:
+    with running(tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        try:
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except OSError:
+            missing_part("the system's account of memory")
+        process.terminate()
+
+    (pss_kb,) = re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert int(pss_kb) < 15 * 1024
+
+
+# Node, which prints what ends it.
+
+
+NODE_DEATHS = {
+    "throw": ("function fail() {\n  throw new TypeError('order ' + 42);\n}\nfail();\n", "TypeError", "order 42"),
+    "reject": ("async function fail() {\n  throw new RangeError('late');\n}\nfail();\n", "RangeError", "late"),
+    "code": (
+        "const error = new Error('no answer');\nerror.code = 'ECONNREFUSED';\nsetTimeout(() => { throw error; }, 1);\n",
+        "ECONNREFUSED",
+        "no answer",
+    ),
+    "syntax": ("const x = (\n", "SyntaxError", "Unexpected end of input"),
+    "port": (
+        "require('net').createServer().listen(1, '192.0.2.1');\n",
+        "EADDRNOTAVAIL",
+        "listen EADDRNOTAVAIL: address not available 192.0.2.1:1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NODE_DEATHS)
+def test_node_says_what_ended_it(name: str, tmp_path: Path, sqlite_url: str) -> None:
+    """The row has type, message and stack of the exception, and its exit code besides."""
+    if shutil.which("node") is None:
+        missing_part("node")
+    code, kind, message = NODE_DEATHS[name]
+    (tmp_path / "app.js").write_text(code)
+
+    done, (row,) = ended(tmp_path, sqlite_url, "node", "app.js")
+
+    assert done.returncode == 1
+    assert (row.exception_type, row.message) == (kind, message)
+    assert (row.severity, row.mechanism, row.service) == ("critical", "process-exit", "app")
+    assert row.stack.splitlines()[1].startswith("    at ")
+    assert row.context["process.exit.code"] == 1
+    assert row.context["process.command"] == "node app.js"
