@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 import traceback
 
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocsin.exporter.frames import in_app, module_of, parse_python
+from tests.postgres import missing_part
+from tocsin.exporter.frames import in_app, js_in_app, js_module_of, module_of, outline, parse, parse_python
 
 
 def _order(depth: int) -> None:
@@ -159,5 +162,157 @@ def test_a_megabyte_of_anything_is_read_in_linear_time(unit: str) -> None:
     half = time.process_time() - start
     start = time.process_time()
     parse_python(text + text)
+
+    assert time.process_time() - start < 4 * half + 0.2
+
+
+# JavaScript
+
+NODE = """\
+TypeError: order 5
+has no items
+    at new Cart (/srv/releases/20240101120000/dist/orders/cart.js:17:9)
+    at Object.<anonymous> (file:///app/src/index.mjs:3:1)
+    at Cart.add [as put] (C:\\srv\\shop\\cart.ts:1:2)
+    at eval (eval at render (/app/src/view.js:8:3), <anonymous>:1:7)
+    at Array.map (<anonymous>)
+    at async Promise.all (index 0)
+    at async /app/node_modules/.pnpm/express@5.1.0/node_modules/express/lib/router.js:22:43
+    at process.processTicksAndRejections (node:internal/process/task_queues:95:5) {
+  [cause]: Error: connect ECONNREFUSED
+      at TCPConnectWrap.afterConnect (node:net:1611:16)
+}"""
+
+
+def test_a_stack_of_node_gives_its_frames_outermost_first() -> None:
+    """As Python's; the causes that stand behind it have frames of their own."""
+    frames = parse(NODE)
+
+    assert [(frame.module, frame.function, frame.line, frame.in_app) for frame in frames] == [
+        ("node:internal/process/task_queues", "process.processTicksAndRejections", 95, False),
+        ("express/lib/router", "<anonymous>", 22, False),
+        ("index 0", "Promise.all", 0, False),
+        ("<anonymous>", "Array.map", 0, False),
+        ("view", "eval", 8, True),
+        ("shop/cart", "Cart.add", 1, True),
+        ("index", "Object.<anonymous>", 3, True),
+        ("orders/cart", "new Cart", 17, True),
+    ]
+
+
+def test_node_itself_is_understood() -> None:
+    """What it really writes, whichever version is installed here."""
+    node = shutil.which("node")
+    if node is None:
+        missing_part("node")
+    assert node is not None
+    code = """
+        class Refused extends Error {}
+        async function reserve() { await null; throw new Refused('order 5 is gone', { cause: new Error('inner') }) }
+        reserve().catch((error) => console.log(error.stack + '\\n' + require('util').inspect(error)))
+    """
+    stack = subprocess.run([node, "-e", code], capture_output=True, text=True, check=True).stdout
+
+    frames = parse(stack)
+
+    assert frames[-1].function == "reserve"
+    assert outline(stack) is not None
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "is_own"),
+    [
+        ("/app/src/x.ts", "x", True),
+        ("/app/dist/orders/create.js", "orders/create", True),
+        ("/app/my-shop/server.cjs", "my-shop/server", True),
+        ("/home/anna/shop/api/x.mjs", "shop/api/x", True),
+        ("file:///C:/srv/app/src/x.js", "x", True),
+        ("webpack://shop/./src/orders/x.ts", "orders/x", True),
+        ("webpack-internal:///(rsc)/./src/app/page.tsx", "app/page", True),
+        ("webpack:///src/x.ts", "x", True),
+        ("webpack://shop/node_modules/pg/lib/x.js", "pg/lib/x", False),
+        ("webpack/bootstrap 1", "webpack/bootstrap 1", False),
+        ("https://shop.example/static/main.3f2a1b9c.js?v=7", "main", True),
+        ("/app/dist/chunk-AB12CD34.js", "chunk", True),
+        ("/app/src/orders/refund-policy.js", "orders/refund-policy", True),
+        ("/app/node_modules/@prisma/client/runtime/library.js", "@prisma/client/runtime/library", False),
+        ("internal/process/task_queues.js", "internal/process/task_queues.js", False),
+        ("events.js", "events", False),
+        ("app.js", "app", True),
+        ("native", "native", False),
+        ("", "", False),
+    ],
+)
+def test_a_module_of_javascript_is_its_path_without_what_a_release_changes(
+    file: str, module: str, is_own: bool
+) -> None:
+    """No release's folder, no build's hash, no extension; what is installed or the engine's is nobody's own."""
+    assert (js_module_of(file), js_in_app(file)) == (module, is_own)
+
+
+def test_a_release_makes_no_error_of_node_new() -> None:
+    """Another folder, other lines: the same names."""
+    later = NODE.replace("20240101120000", "20240202130000").replace(":17:9", ":21:3")
+
+    assert [(one.module, one.function) for one in parse(later)] == [(one.module, one.function) for one in parse(NODE)]
+
+
+def test_python_and_no_stack_at_all_are_told_apart_from_javascript() -> None:
+    """A message may say anything."""
+    python = 'Traceback (most recent call last):\n  File "/a.py", line 1, in f\n    at x (y:1:2)\nKeyError: 1'
+
+    assert [frame.file for frame in parse(python)] == ["/a.py"]
+    assert parse("it broke") == []
+
+
+def test_what_makes_an_exception_the_same_is_the_same_from_each_span() -> None:
+    """Further out there is more of the stack; the innermost frame and the exception's own line stay."""
+
+    def inner() -> None:
+        raise KeyError("phone\nnumber")
+
+    def outer() -> None:
+        try:
+            inner()
+        except KeyError:
+            seen.append(traceback.format_exc())
+            raise
+
+    seen: list[str] = []
+    try:
+        outer()
+    except KeyError:
+        seen.append(traceback.format_exc())
+
+    assert len({outline(stack) for stack in seen}) == 1
+    told = outline(seen[0])
+    assert told is not None
+    assert (told.exception_type, told.message) == ("KeyError", "'phone\\nnumber'")
+
+
+def test_two_exceptions_of_one_place_are_told_apart_by_what_they_say() -> None:
+    assert outline(NODE) != outline(NODE.replace("order 5", "order 6"))
+    assert outline(NODE) == outline(NODE.replace("at async", "at"))
+    assert outline("nothing of the kind") is None
+
+
+@given(st.text(alphabet="at (eval:1/node_modules<>)\n [as]{}ync .jsTraceback", max_size=400))
+def test_no_text_makes_the_parser_of_javascript_fail(text: str) -> None:
+    """It reads what strangers send."""
+    parse(text)
+    parse("Error: x\n    at " + text)
+    outline("Error: x\n    at " + text)
+
+
+@pytest.mark.parametrize("unit", ["    at f (/a.js:1:2)\n", "    at ", "eval at (", "(", ":1", "[as x] ", "\n    at x"])
+def test_a_megabyte_of_javascript_is_read_in_linear_time(unit: str) -> None:
+    text = "Error: x\n    at " + unit * (500_000 // len(unit))
+    start = time.process_time()
+    parse(text)
+    outline(text)
+    half = time.process_time() - start
+    start = time.process_time()
+    parse(text + text)
+    outline(text + text)
 
     assert time.process_time() - start < 4 * half + 0.2

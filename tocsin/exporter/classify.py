@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from tocsin.exporter import node
 from tocsin.exporter.raw import exit_code_of, is_group, members_of, module_of, mro_of, qualname_of
 from tocsin.model import Severity
 
@@ -437,20 +438,26 @@ def _is_expected(evidence: Evidence) -> bool:
 def _cause_of(evidence: Evidence) -> tuple[str, bool]:
     """What failed, and whether it is a database or Redis that cannot be reached."""
     by_type = _type_category(evidence.types)
+    bare = evidence.types[0] if evidence.types and "." not in evidence.types[0] else ""
+    if said := node.said_category(bare, evidence.message, evidence.modules):
+        by_type = said
     by_cause = _type_category(evidence.cause_types)
     raised_in, module = _raising_library(evidence.modules)
     is_bare = by_type in (None, "network") and not _BARE.isdisjoint(evidence.types)
     if is_bare and raised_in:
         by_type = raised_in
     category = (
-        _host_category(evidence.hosts)
+        _host_category((*evidence.hosts, *node.hosts_in(bare, evidence.message)))
         or _answer_category(evidence, by_cause)
         or by_type
         or by_cause
         or _name_category(evidence.logger, evidence.modules)
         or ("api" if evidence.mechanism in _IN_REQUEST or evidence.status_code is not None else "unknown")
     )
-    return category, _is_away(evidence, raised_in if is_bare else None, module)
+    is_away = _is_away(evidence, raised_in if is_bare else None, module) or node.is_away(
+        bare, evidence.message, by_type
+    )
+    return category, is_away
 
 
 def _is_away(evidence: Evidence, raised_in: str | None, module: str) -> bool:
@@ -500,7 +507,7 @@ def _answer_category(evidence: Evidence, by_cause: str | None) -> str | None:
 
 def _type_category(types: Iterable[str]) -> str | None:
     for name in types:
-        category = _TYPES.get(name) or _library_of(name)
+        category = _TYPES.get(name) or _library_of(name) or ("." not in name and node.type_category(name)) or None
         if category is not None:
             return category
     return None
@@ -539,6 +546,8 @@ def _raising_library(modules: Sequence[str]) -> tuple[str | None, str]:
 
 @lru_cache(maxsize=2048)
 def _library_of(name: str) -> str | None:
+    if "/" in name:
+        return node.package_category(name)
     while name:
         if category := _LIBRARIES.get(name):
             return category
@@ -547,7 +556,7 @@ def _library_of(name: str) -> str | None:
 
 
 def _is_below(name: str, value: str) -> bool:
-    return name == value or name.startswith(value + ".")
+    return name == value or name.startswith((value + ".", value + "/"))
 
 
 def _is_host_below(host: str, value: str) -> bool:
