@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -571,6 +572,134 @@ async def test_errors_that_reach_two_servers_at_once_count_once(
     assert {one["count"] for one in await everything(stores[0], schema.error_groups)} == {10}
     for store in stores:
         await store.close()
+
+
+# From outside, where everything may come again
+
+
+async def test_what_comes_from_outside_again_counts_once(store: Store, error: ErrorFactory, now: datetime) -> None:
+    """A sender that got no answer sends all of it again; also when the rows are gone by age."""
+    records = [error(from_outside=True), error("ValueError", from_outside=True)]
+    repeats = Repeats(error_id=records[0].id, count=5, timestamp=now, id=ids.uuid7())
+    await put(store, now, *records, repeats)
+    await store.write(lambda connection: connection.execute(schema.error_logs.delete()))
+
+    again = await put(store, now, records[1], error(from_outside=True), records[0], repeats, repeats)
+
+    assert len(again) == 1
+    assert ((await group(store, 1)).count, (await group(store, 2)).count) == (7, 1)
+
+
+async def test_the_same_twice_in_a_batch_from_outside_is_one(store: Store, error: ErrorFactory, now: datetime) -> None:
+    record = error(from_outside=True)
+    repeats = Repeats(error_id=record.id, count=5, timestamp=now, id=ids.uuid7())
+
+    await put(store, now, record, record, repeats, repeats)
+
+    assert (await group(store)).count == 6
+
+
+@pytest.mark.parametrize("from_outside_first", [True, False])
+async def test_an_own_error_that_also_comes_through_the_door_counts_once(
+    from_outside_first: bool, store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """Its service stores it, and the user's exporter sends the same by OTLP."""
+    own = error()
+    sent = error("__main__.KeyError", id=own.id, from_outside=True)
+    for record in (sent, own) if from_outside_first else (own, sent):
+        await put(store, now, record)
+        await put(store, now, record)
+
+    assert sum(found["count"] for found in await everything(store, schema.error_groups)) == 1
+    assert sum(count["count"] for count in await everything(store, schema.error_counts)) == 1
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_errors_that_are_summed_up_count_on_the_newest_full_one(
+    in_one_batch: bool, store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """Counts are exact, and the group is as fresh as the last of them."""
+    first, second = error(from_outside=True), error(from_outside=True)
+    rest = [error(from_outside=True, is_summed_up=True, timestamp=now + n * MINUTE) for n in range(5)]
+    entries: list[Entry] = [first, rest[0], second, *rest[1:]]
+    for batch in [entries] if in_one_batch else [[entry] for entry in entries]:
+        await put(store, now, *batch)
+        await put(store, now, *batch)
+
+    found = await group(store)
+    assert (found.count, found.last_seen, found.last_error_id) == (7, now + 4 * MINUTE, second.id)
+    assert ((await row(store, first.id)).count, (await row(store, second.id)).count) == (2, 5)
+    assert sum(count["count"] for count in await everything(store, schema.error_counts)) == 7
+    assert sum(total["count"] for total in await everything(store, schema.hourly_totals)) == 7
+
+
+@pytest.mark.parametrize("is_group_left", [True, False])
+async def test_an_error_to_be_summed_up_is_written_out_where_there_is_none(
+    is_group_left: bool, store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """What it was to count on may have gone by age: nothing that counts may hang on that."""
+    if is_group_left:
+        await put(store, now, error(from_outside=True))
+        await store.write(lambda connection: connection.execute(schema.error_logs.delete()))
+    records = [error(from_outside=True, is_summed_up=True) for _ in range(3)]
+
+    stored = await put(store, now, *records)
+
+    assert [one.error_id for one in stored] == [records[0].id]
+    assert (await group(store)).count == 3 + is_group_left
+    assert (await row(store, records[0].id)).count == 3
+
+
+async def test_a_summed_up_error_counts_on_a_row_that_was_there_before(
+    store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """The full one before it in the batch is an own error that its service had stored itself."""
+    own = error()
+    await put(store, now, own)
+    await store.write(lambda c: c.execute(schema.error_groups.update().values(last_error_id=None)))
+
+    await put(store, now, error(id=own.id, from_outside=True), error(from_outside=True, is_summed_up=True))
+
+    assert ((await group(store)).count, (await row(store, own.id)).count) == (2, 2)
+
+
+async def test_the_same_from_outside_at_many_servers_at_once_counts_once(
+    database_url: str, error: ErrorFactory, now: datetime
+) -> None:
+    """In any order, some of it to be summed up by one server and not by the other; nobody waits for ever."""
+    stores = [open_store(database_url) for _ in range(4)]
+    records = [error(f"Error{n % 3}", from_outside=True) for n in range(60)]
+    first = [error(f"Error{n}") for n in range(3)]
+    repeats = [Repeats(error_id=record.id, count=10, timestamp=now, id=ids.uuid7()) for record in first]
+    await put(stores[0], now, *first)
+
+    async def send(store: Store, turn: int) -> None:
+        for part in range(0, 60, 20):
+            some = [replace(record, is_summed_up=(n + turn) % 2 == 0) for n, record in enumerate(records)]
+            portion: list[Entry] = [*some[part : part + 30], *(repeats if part else [])]
+            await put(store, now, *(portion if turn % 2 else reversed(portion)))
+
+    await asyncio.gather(*[send(store, turn) for turn, store in enumerate(stores)])
+    for store in stores:
+        await put(store, now, *records, *repeats)
+
+    counts = [found["count"] for found in await everything(stores[0], schema.error_groups)]
+    rows = [found["count"] for found in await everything(stores[0], schema.error_logs)]
+    assert counts == [1 + 20 + 10] * 3
+    assert sum(rows) == sum(counts)
+    for store in stores:
+        await store.close()
+
+
+async def test_processes_elsewhere_tell_how_they_are(store: Store, error: ErrorFactory, now: datetime) -> None:
+    """Their reports come with the errors, several of one at times; the last says how it is."""
+    reports = [_instance(now, memory_bytes=size, release="v2") for size in (1, 2)]
+
+    await put(store, now, error(release="v2"), instance=replace(reports[0], id="i-0"), instances=reports)
+
+    found = {one["id"]: one["memory_bytes"] for one in await everything(store, schema.instances)}
+    assert found == {"i-0": 1, "i-1": 2}
+    assert [release["release"] for release in await everything(store, schema.releases)] == ["v2"]
 
 
 async def test_a_large_batch_takes_few_statements(store: Store, error: ErrorFactory, now: datetime) -> None:
