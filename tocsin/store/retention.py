@@ -93,6 +93,7 @@ _SAMPLED_PAGES = 2000
 _INDEXED_BYTES = 360  #   what a row takes on PostgreSQL besides its values: its header, its place in each index
 _LOOKED_UNTIL = "retention: hours"
 _BEGINS = "retention: begins"
+_WAITED = "retention: waited"
 
 _OPEN = (Status.OPEN, Status.ACKNOWLEDGED, Status.MUTED)
 _KEPT = (Status.IGNORED, Status.MUTED)
@@ -173,8 +174,12 @@ class Run:
             now: by default the database's time; a server whose clock is ahead must not remove what is young.
         """
         task = self._tasks[0]
-        if connection.dialect.name == "sqlite" and _is_log_long(connection):
-            return Chunk(task, 0, self._at, is_held_up=True)
+        if connection.dialect.name == "sqlite":
+            _prepare_sqlite(connection)
+            if _is_log_long(connection):
+                # The log becomes short when somebody writes who finds nobody reading in it.
+                _remember(connection, _WAITED, time.time_ns())  # another value each time, or nothing is written
+                return Chunk(task, 0, self._at, is_held_up=True)
         work = _Work(connection, self._policy, now or database_now(connection), self._at)
         removed, at = _DOES[task](work)
         return Chunk(task, removed, at)
@@ -197,13 +202,8 @@ class _Work:
         self.policy = policy
         self.now = now
         self.at = at
-        self.is_sqlite = connection.dialect.name == "sqlite"
         self.rows_at_once = _ROWS_AT_ONCE[connection.dialect.name]
         self._until = time.monotonic() + BUDGET_S
-        if self.is_sqlite:
-            # What is removed is overwritten with zeros, also where SQLite was built without that habit.
-            connection.exec_driver_sql("PRAGMA secure_delete = ON")
-            connection.exec_driver_sql(f"PRAGMA journal_size_limit = {LOG_BYTES // 4}")
 
     @property
     def has_time(self) -> bool:
@@ -740,6 +740,13 @@ def _count_by_size(connection: Connection, limit: int, gone: int) -> int:
 
 
 # SQLite's file.
+
+
+def _prepare_sqlite(connection: Connection) -> None:
+    # What is removed is overwritten with zeros, also where SQLite was built without that habit. An answer
+    # left open would hold a place in the log, which then could not begin anew.
+    for pragma in ("secure_delete = ON", f"journal_size_limit = {LOG_BYTES // 4}"):
+        connection.exec_driver_sql(f"PRAGMA {pragma}").close()
 
 
 def _is_log_long(connection: Connection) -> bool:
