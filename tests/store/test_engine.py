@@ -19,7 +19,7 @@ from tests.waiting import aeventually
 from tocsin.failures import BadInput, StoreAway
 from tocsin.model import Batch
 from tocsin.store import Store, errors, migrate, open_store, schema
-from tocsin.store.engine import PostgresStore, SqliteStore, postgres_address
+from tocsin.store.engine import PostgresStore, SqliteStore
 
 
 def count_errors(connection: Connection) -> int:
@@ -243,21 +243,6 @@ def test_a_file_of_sqlite_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     store.close_now()
-
-
-@pytest.mark.parametrize(
-    ("given", "address", "arguments"),
-    [
-        ("postgres://u:p@db/x", "postgresql+asyncpg://u:p@db/x", {}),
-        ("postgresql://db:6543/x?pgbouncer=true", "postgresql+asyncpg://db:6543/x", {}),
-        ("postgresql://db/x?sslmode=require", "postgresql+asyncpg://db/x", {"ssl": "require"}),
-        ("postgresql+asyncpg://db/x?ssl=true", "postgresql+asyncpg://db/x", {"ssl": "require"}),
-        ("postgresql:///x?host=/run/pg", "postgresql+asyncpg:///x?host=%2Frun%2Fpg", {}),
-    ],
-)
-def test_addresses_are_taken_as_hosters_print_them(given: str, address: str, arguments: dict[str, Any]) -> None:
-    """Nobody should have to rewrite one for a driver."""
-    assert postgres_address(given) == (address, arguments)
 
 
 def test_an_address_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

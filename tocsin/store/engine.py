@@ -9,14 +9,14 @@ without one (`read_now`, `write_now`). On PostgreSQL the driver is asyncpg in bo
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 from uuid import uuid4
 
 import sqlalchemy
@@ -25,14 +25,15 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tocsin.failures import BadInput, StoreAway
+from tocsin.store import address
 from tocsin.store.schema import SCHEMA
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Work = Callable[Concatenate[Connection, P], T]
 
-CONNECTIONS = 5
-"""The most connections that one process opens to PostgreSQL, besides one that listens."""
+CONNECTIONS = 4
+"""The most that a store opens; who uses it from one thread, as a drain does, needs one."""
 
 WAKE_CHANNEL = "tocsin"
 
@@ -100,6 +101,7 @@ class SqliteStore:
             sqlalchemy.URL.create("sqlite", database=str(self.path)),
             connect_args={"isolation_level": None, "timeout": patience_s, "check_same_thread": False},
             pool_size=CONNECTIONS,
+            json_deserializer=_read_json,
         ).execution_options(schema_translate_map={SCHEMA: None})
         event.listen(self._engine, "connect", _prepare_sqlite)
         event.listen(self._engine, "begin", _begin_sqlite)
@@ -150,51 +152,69 @@ class PostgresStore:
 
     dialect = "postgresql"
 
-    def __init__(self, database_url: str, *, patience_s: float | None = 60, read_within_s: float | None = 10) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        read_within_s: float | None = 10,
+        write_within_s: float | None = 20,
+        connections: int = CONNECTIONS,
+    ) -> None:
         self._database_url = database_url
         self._read_within_s = read_within_s
+        self._write_within_s = write_within_s
         try:
             import asyncpg  # noqa: F401, PLC0415  (an optional library)
             from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
         except ImportError:
             raise BadInput("TOCSIN_DATABASE_URL", "PostgreSQL needs a driver: pip install 'tocsin[postgres]'") from None
-        url, self._connect_args = postgres_address(database_url)
+        self._address = address.parse(database_url)
         self._engine = create_async_engine(
-            url,
-            pool_size=CONNECTIONS,
+            "postgresql+asyncpg://",
+            pool_size=connections,
             max_overflow=0,
             pool_timeout=10,
             pool_pre_ping=True,
             pool_recycle=300,
             connect_args={
-                **self._connect_args,
-                "timeout": 10,
-                "command_timeout": patience_s,
+                "async_creator_fn": self._connect,
+                # For when no answer comes at all; the server itself gives up before.
+                "command_timeout": None if write_within_s is None else write_within_s + 5,
                 # Behind a transaction pooler a prepared statement may meet another session.
-                "statement_cache_size": 0,
                 "prepared_statement_cache_size": 0,
                 "prepared_statement_name_func": lambda: f"__tocsin_{uuid4()}__",
             },
         )
         self._own_loop: asyncio.AbstractEventLoop | None = None
 
+    async def _connect(self, **options: Any) -> Any:
+        import asyncpg  # noqa: PLC0415
+
+        try:
+            return await asyncpg.connect(**self._address.arguments(), **options, statement_cache_size=0)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as problem:
+            raise StoreAway(address.explain(problem, self._address)) from problem
+
     async def write(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._transact(self._write_within_s, lambda connection: work(connection, *args, **kwargs))
+
+    async def _transact(self, within_s: float | None, work: Callable[[Connection], T]) -> T:
+        def bounded(connection: Connection) -> T:
+            if within_s is not None:
+                connection.exec_driver_sql(_bounds(within_s))
+            return work(connection)
+
         with _away():
             try:
                 async with self._engine.begin() as connection:
-                    return await connection.run_sync(lambda sync: work(sync, *args, **kwargs))
+                    return await connection.run_sync(bounded)
             except DBAPIError as problem:
                 if sqlstate(problem) == "25006":  # a primary that became read-only: leave it
                     await self._engine.dispose()
                 raise
 
     async def read(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        def bounded(connection: Connection) -> T:
-            if self._read_within_s is not None:
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {round(self._read_within_s * 1000)}")
-            return work(connection, *args, **kwargs)
-
-        return await self.write(bounded)
+        return await self._transact(self._read_within_s, lambda connection: work(connection, *args, **kwargs))
 
     def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return self._in_own_loop(self.write(work, *args, **kwargs))
@@ -220,20 +240,8 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _listening(self, wake: Callable[[], None]) -> AsyncIterator[asyncio.Event]:
-        import asyncpg  # noqa: PLC0415
-
         lost = asyncio.Event()
-        url = self._engine.url
-        connection = await asyncpg.connect(
-            host=url.query.get("host") or url.host,
-            port=url.port,
-            user=url.username,
-            password=url.password,
-            database=url.database,
-            timeout=10,
-            statement_cache_size=0,
-            **self._connect_args,
-        )
+        connection = await self._connect()
         try:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(WAKE_CHANNEL, lambda *_: wake())
@@ -242,7 +250,25 @@ class PostgresStore:
             connection.terminate()
 
     def unhurried(self) -> PostgresStore:
-        return PostgresStore(self._database_url, patience_s=None, read_within_s=None)
+        return PostgresStore(self._database_url, read_within_s=None, write_within_s=None, connections=1)
+
+    def alone_now(self, statement: str) -> None:
+        """
+        Run one statement in no transaction, as building an index beside writers needs.
+
+        As a simple query: through a transaction pooler a prepared one may be executed by another session.
+        """
+        self._in_own_loop(self._alone(statement))
+
+    async def _alone(self, statement: str) -> None:
+        import asyncpg  # noqa: PLC0415
+
+        async with self._engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            try:
+                await cast(Any, raw.driver_connection).execute(statement)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as problem:
+                raise StoreAway(_reason(problem)) from problem
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -270,21 +296,14 @@ class _ThreadlessLoop(asyncio.SelectorEventLoop):
         return socket.getaddrinfo(host, port, family, type, proto, flags)
 
 
-def postgres_address(database_url: str) -> tuple[str, dict[str, Any]]:
+def _bounds(within_s: float) -> str:
     """
-    The address for SQLAlchemy and asyncpg, and what asyncpg takes as arguments instead.
+    For this transaction alone: what is stuck ends, here and, should this process be frozen, there.
 
-    Hosters print libpq's parameters; of these ``host`` (a socket's folder) and ``sslmode`` matter here.
+    As settings of the session they would stay with a pooler's connection, for whoever gets it next.
     """
-    parts = urlsplit(database_url)
-    query = dict(parse_qsl(parts.query))
-    arguments: dict[str, Any] = {}
-    if mode := query.get("sslmode") or query.get("ssl"):
-        arguments["ssl"] = {"true": "require", "false": "disable"}.get(mode, mode)
-    kept = "?" + urlencode({"host": query["host"]}) if "host" in query else ""
-    # By hand: `urlunsplit` leaves the two slashes out where no host stands between them.
-    url = f"postgresql+asyncpg://{parts.netloc}{parts.path}{kept}"
-    return url, arguments
+    limits = {"lock_timeout": within_s / 2, "statement_timeout": within_s, "idle_in_transaction_session_timeout": 60}
+    return "SELECT " + ", ".join(f"set_config('{name}', '{value * 1000:.0f}', true)" for name, value in limits.items())
 
 
 def wake_others(connection: Connection) -> None:
@@ -347,6 +366,14 @@ def _make_private(path: Path) -> None:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
+
+
+def _read_json(value: Any) -> Any:
+    """What is in a column for JSON; another program may have written anything, which is shown as it is."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value if isinstance(value, str) else repr(value)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
