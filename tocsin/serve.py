@@ -23,6 +23,7 @@ from tocsin.contained import note
 from tocsin.exporter.database import Database
 from tocsin.exporter.door import Door
 from tocsin.exporter.drain import SERVER_ADOPTS_EVERY_S, Drain
+from tocsin.exporter.early import Early
 from tocsin.exporter.otlp import Reader
 from tocsin.exporter.spool import Spool, default_max_bytes
 from tocsin.failures import BadInput, SchemaMismatch, StoreAway
@@ -115,8 +116,8 @@ async def _taking_in(settings: Settings, say: Say) -> AsyncIterator[tuple[Door, 
     """
     folder = Path(settings.spool_dir)
     spool = _open_spool(settings, folder, say)
-    chores: tuple[Callable[[], None], ...] = ()
     sink = Database(settings, folder)
+    chores = (Early(sink.store, settings.categories, say),)
     drain = Drain(settings, spool, folder, sink=sink, chores=chores, adopt_every_s=SERVER_ADOPTS_EVERY_S)
     door = Door(Reader(settings), spool, drain.wake)
     door.start()

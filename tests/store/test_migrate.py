@@ -157,7 +157,7 @@ async def test_an_early_table_is_adopted_in_place(early_store: Store) -> None:
         return list(connection.execute(select(schema.error_logs).order_by(schema.error_logs.c.id)).all())
 
     first, second, _ = await early_store.read(work)
-    assert (first.context, first.count, first.group_id) == ({"leadId": "123", "metadata": {"attempt": 3}}, 1, None)
+    assert (first.context, first.count, first.group_id) == ({"leadId": "123", "metadata": {"attempt": 3}}, 1, "before")
     assert second.resolved_at.isoformat() == "2025-12-21T02:40:00+00:00"
     wanted = {index.name for index in schema.error_logs.indexes}
     assert wanted <= await early_store.read(index_names)
@@ -203,6 +203,7 @@ async def test_the_early_insert_goes_on_working(
     assert (stored.environment, stored.resolved, stored.count, stored.context) == ("development", False, 1, {})
     assert UUID(stored.id).version == 4
     assert stored.timestamp == stored.created_at
+    assert stored.group_id is None  # which is how it is known that it has to be taken in
 
 
 async def test_on_sqlite_ids_and_times_by_default_are_text_as_tocsin_writes_it(sqlite_url: str) -> None:
@@ -220,52 +221,13 @@ async def test_on_sqlite_ids_and_times_by_default_are_text_as_tocsin_writes_it(s
         assert timestamp.endswith("000+00:00")
 
 
-async def test_on_postgresql_no_table_is_open(empty_postgres_url: str) -> None:
-    """Where the public roles exist they may do nothing, and row level security is on everywhere."""
-    store = open_store(empty_postgres_url)
-
-    def open_up(connection: Connection) -> None:
-        for role in ("anon", "authenticated"):
-            exists = connection.scalar(text(f"SELECT 1 FROM pg_roles WHERE rolname = '{role}'"))
-            if not exists:
-                connection.execute(text(f"CREATE ROLE {role}"))
-            connection.execute(text(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {role}"))
-            connection.execute(text(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON SCHEMAS TO {role}"))
-
-    await store.write(open_up)
-    await migrate.migrate(store)
-
-    def work(connection: Connection) -> tuple[list[Any], list[Any], Any]:
-        tables = "relkind = 'r' AND (relnamespace = 'tocsin'::regnamespace OR relname = 'error_logs')"
-        closed = connection.execute(text(f"SELECT relname, relrowsecurity FROM pg_class WHERE {tables}")).all()
-        granted = connection.execute(
-            text(
-                "SELECT table_name FROM information_schema.role_table_grants WHERE grantee IN ('anon', 'authenticated')"
-            )
-        ).all()
-        usage = connection.scalar(text("SELECT has_schema_privilege('anon', 'tocsin', 'USAGE')"))
-        return list(closed), list(granted), usage
-
-    closed, granted, usage = await store.read(work)
-    assert {name for name, _ in closed} == {t.name for t in schema.metadata.tables.values()} | {migrate.VERSION_TABLE}
-    assert [name for name, is_closed in closed if not is_closed] == []
-    assert (granted, usage) == ([], False)
-
-    def close_again(connection: Connection) -> None:
-        for role in ("anon", "authenticated"):
-            connection.execute(text(f"DROP OWNED BY {role}"))
-
-    await store.write(close_again)
-    await store.close()
-
-
 def test_ten_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str) -> None:
     """One does it, the others wait and find it done."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     together = context.Barrier(10)
     arguments = (empty_database_url, together, answers)
-    processes = [context.Process(target=_migrate_for, args=arguments) for _ in range(10)]
+    processes = [context.Process(target=migrate_for, args=arguments) for _ in range(10)]
     for process in processes:
         process.start()
     results = [answers.get(timeout=120) for _ in processes]
@@ -385,7 +347,7 @@ def _set_version(connection: Connection, version: str) -> None:
     connection.execute(text(f"UPDATE {place}{migrate.VERSION_TABLE} SET version_num = '{version}'"))
 
 
-def _migrate_for(url: str, together: Any, answers: Any) -> None:
+def migrate_for(url: str, together: Any, answers: Any) -> None:
     """What each of many processes does: an answer is what was said, or a text when it failed."""
     said: list[str] = []
     try:

@@ -4,15 +4,23 @@ Bring a database up to date, however many try at once and whenever one is killed
 A migration is one transaction. On PostgreSQL it holds an advisory lock that ends with the transaction
 (so it works behind a pooler); on SQLite it holds the one write lock. Who comes second finds the work
 done.
+
+A table that others write to is locked for some milliseconds at the end of it, and never waited for any
+longer than they can wait behind us: where it is in use, all is undone and tried again. The schema counts
+as current then. Indexes of a large table, and groups for its rows, follow behind (`tocsin.store.adopt`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
 from collections.abc import Callable
 
 from sqlalchemy import Connection, inspect, text
 
-from tocsin.failures import SchemaMismatch
+from tocsin.failures import SchemaMismatch, StoreAway
+from tocsin.store.adopt import hurry, is_busy
 from tocsin.store.engine import Store
 from tocsin.store.schema import SCHEMA
 
@@ -21,6 +29,7 @@ EXPECTED = "0002"
 
 VERSION_TABLE = "tocsin_version"
 
+_MOST_TRIES = 200  # some five minutes: a backup that reads the table may take longer, and is said
 _LOCK = 0x746F6373696E  # "tocsin"
 _HOW_TO_MIGRATE = "run `tocsin migrate` of this version, or start its `tocsin serve`"
 _HOW_TO_UPGRADE = "a newer tocsin has migrated it; install that version here too"
@@ -39,20 +48,47 @@ async def migrate(store: Store, say: Say | None = None) -> str:
         SchemaMismatch: the database is newer than this code.
         StoreAway: the database is away; nothing was changed.
     """
+    tries = _Tries(say)
     unhurried = store.unhurried()
     try:
-        return await unhurried.write(_upgrade, say)
+        while True:
+            try:
+                return await unhurried.write(_upgrade, say)
+            except StoreAway as problem:
+                await asyncio.sleep(tries.pause_s(problem))
     finally:
         await unhurried.close()
 
 
 def migrate_now(store: Store, say: Say | None = None) -> str:
     """`migrate` for a thread that has no event loop."""
+    tries = _Tries(say)
     unhurried = store.unhurried()
     try:
-        return unhurried.write_now(_upgrade, say)
+        while True:
+            try:
+                return unhurried.write_now(_upgrade, say)
+            except StoreAway as problem:
+                time.sleep(tries.pause_s(problem))
     finally:
         unhurried.close_now()
+
+
+class _Tries:
+    """How often a table was found in use, and how long to leave it alone."""
+
+    def __init__(self, say: Say | None) -> None:
+        self._say = say
+        self._failed = 0
+
+    def pause_s(self, problem: StoreAway) -> float:
+        """Raises what is no reason for another try."""
+        if not is_busy(problem) or self._failed >= _MOST_TRIES:
+            raise problem
+        self._failed += 1
+        if self._say is not None and self._failed in (1, 10, 100):
+            self._say(f"error_logs is in use: it is left alone and tried again ({self._failed} of {_MOST_TRIES})")
+        return min(0.1 * self._failed, 2.0) * random.uniform(0.5, 1.5)
 
 
 def version(connection: Connection) -> str | None:
@@ -116,5 +152,8 @@ def _upgrade(connection: Connection, say: Say | None) -> str:
     config.set_main_option("script_location", "tocsin.store:migrations")
     config.attributes["connection"] = connection
     config.attributes["say"] = say
+    config.attributes["found"] = found
+    if connection.dialect.name == "postgresql":
+        hurry(connection)
     command.upgrade(config, "head")
     return EXPECTED

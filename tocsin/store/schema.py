@@ -37,6 +37,12 @@ from tocsin import packing, semconv
 
 SCHEMA = "tocsin"
 
+BEFORE = "before"
+"""The ``group_id`` of rows that stood in an early table when it was adopted, until they are grouped."""
+
+REFUSED = "refused"
+"""The ``group_id`` of rows of other programs that could not be grouped; they stay as they are."""
+
 
 class UtcTime(TypeDecorator[datetime]):
     """An aware `datetime`: ``timestamptz`` on PostgreSQL, ISO-8601 text on SQLite."""
@@ -56,10 +62,26 @@ class UtcTime(TypeDecorator[datetime]):
         return value.isoformat(timespec="microseconds") if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        # Another program may have written anything into SQLite; a list shows its row all the same.
+        return None if value is None else read_time(value) or _NO_TIME
+
+
+_NO_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read_time(value: object) -> datetime | None:
+    """A time as the database has it: text of SQLite in any ISO form, or seconds; None where it is none."""
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        elif isinstance(value, int | float):
+            seconds = value / 1000 if value > 1e11 else value  # JavaScript counts in milliseconds
+            value = datetime.fromtimestamp(seconds, UTC)
+        if isinstance(value, datetime):
+            return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
 
 
 class Id(TypeDecorator[str]):
@@ -128,6 +150,13 @@ error_logs = Table(
     Column("instance_id", Text),
     Index("idx_error_logs_timestamp", text("timestamp DESC"), text("id DESC")),
     Index("idx_error_logs_group", "group_id", text("timestamp DESC")),
+    # What other programs have inserted a moment ago; as good as empty.
+    Index(
+        "idx_error_logs_untaken",
+        "timestamp",
+        sqlite_where=text("group_id IS NULL"),
+        postgresql_where=text("group_id IS NULL"),
+    ),
     Index("idx_error_logs_severity", "severity", text("timestamp DESC")),
     Index("idx_error_logs_category", "category", text("timestamp DESC")),
     # Every row is in one of these two: a list of what is resolved, and what a resolve has yet to mark.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import text
 
+from tocsin.store.access import close_to_the_public
 from tocsin.store.migrate import VERSION_TABLE
 from tocsin.store.schema import SCHEMA, metadata
 
@@ -23,3 +24,5 @@ context.configure(
 )
 with context.begin_transaction():
     context.run_migrations()
+    if is_postgres:  # whatever a step has made
+        close_to_the_public(connection)

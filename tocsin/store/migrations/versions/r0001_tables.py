@@ -13,7 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import context, op
 
-from tocsin.store.schema import SCHEMA, Id, Json, UtcTime
+from tocsin.store.adopt import is_large
+from tocsin.store.schema import BEFORE, SCHEMA, Id, Json, UtcTime
 
 revision = "0001"
 down_revision = None
@@ -34,9 +35,14 @@ _SQLITE_NOW = "(strftime('%Y-%m-%dT%H:%M:%f', 'now') || '000+00:00')"
 
 
 def upgrade() -> None:
-    """Make the tables, adopt what is there, and close them to the public."""
+    """Make the tables; the lock on a table that others write to is taken last, and held for a moment."""
     connection = op.get_bind()
     say: Callable[[str], None] = context.config.attributes.get("say") or (lambda text: None)
+    _create_groups()
+    _create_counts()
+    _create_alerts()
+    _create_the_rest()
+    op.execute(f"INSERT INTO {_named('counters')} (name, value) VALUES ('group_number', 0)")  # noqa: S608
     if not sa.inspect(connection).has_table(_LOGS):
         _create_logs(_LOGS)
     elif _is_postgres():
@@ -45,15 +51,10 @@ def upgrade() -> None:
     else:
         say(f"adopting the table {_LOGS} that is there")
         _adopt_on_sqlite()
-    _index_logs()
-    _create_groups()
-    _create_counts()
-    _create_alerts()
-    _create_the_rest()
-    op.execute(f"INSERT INTO {_named('counters')} (name, value) VALUES ('group_number', 0)")  # noqa: S608
+    if not is_large(connection):  # else they are built beside the writers
+        _index_logs()
     if _is_postgres():
         _compress_stacks()
-        _close_to_the_public()
 
 
 def _is_postgres() -> bool:
@@ -128,23 +129,33 @@ def _index_logs() -> None:
 
 
 def _adopt_on_postgres() -> None:
+    """
+    Add what is missing; no row is rewritten, since constant defaults cost PostgreSQL nothing.
+
+    Rows that stand there read ``group_id`` as the default it is added with, which is then taken away:
+    what is inserted from now on has none.
+    """
     connection = op.get_bind()
-    there = {column["name"] for column in sa.inspect(connection).get_columns(_LOGS)}
+    columns = {column["name"]: column for column in sa.inspect(connection).get_columns(_LOGS)}
+    checks = connection.scalars(
+        sa.text(
+            "SELECT conname FROM pg_constraint c"
+            " JOIN pg_attribute a ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]"
+            " WHERE c.contype = 'c' AND c.conrelid = 'error_logs'::regclass AND a.attname = 'category'"
+        )
+    ).all()
     for column in _log_columns():
-        if column.name not in there:
+        if column.name not in columns:
+            column.server_default = sa.DefaultClause(BEFORE) if column.name == "group_id" else column.server_default
             op.add_column(_LOGS, column)
-        elif column.server_default is not None:
-            # Where the early table has a default, it is this one.
+        elif column.server_default is not None and columns[column.name]["default"] is None:
             op.alter_column(_LOGS, column.name, server_default=column.server_default.arg)  # type: ignore[attr-defined]
-    checks = sa.text(
-        "SELECT conname FROM pg_constraint c"
-        " JOIN pg_attribute a ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]"
-        " WHERE c.contype = 'c' AND c.conrelid = 'error_logs'::regclass AND a.attname = 'category'"
-    )
-    for name in connection.scalars(checks).all():
+    op.alter_column(_LOGS, "group_id", server_default=None)
+    for name in checks:
         op.drop_constraint(name, _LOGS)
-    for name in _REPLACED:
-        op.execute(f"DROP INDEX IF EXISTS {name}")
+    if not is_large(connection):
+        for name in _REPLACED:
+            op.execute(f"DROP INDEX IF EXISTS {name}")
 
 
 def _adopt_on_sqlite() -> None:
@@ -160,7 +171,11 @@ def _adopt_on_sqlite() -> None:
         if column["name"] not in ours:
             op.add_column("tocsin_adopted", sa.Column(column["name"], column["type"]))
     names = ", ".join(f'"{column["name"]}"' for column in columns)
-    op.execute(f"INSERT INTO tocsin_adopted ({names}) SELECT {names} FROM {_LOGS}")  # noqa: S608
+    grouped = "" if any(column["name"] == "group_id" for column in columns) else ", group_id"
+    before = grouped and f", '{BEFORE}'"
+    op.execute(
+        f"INSERT INTO tocsin_adopted ({names}{grouped}) SELECT {names}{before} FROM {_LOGS}"  # noqa: S608
+    )
     op.drop_table(_LOGS)
     op.rename_table("tocsin_adopted", _LOGS)
     for statement in indexes:
@@ -367,15 +382,3 @@ def _compress_stacks() -> None:
     has_lz4 = "SELECT 'lz4' = ANY(enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
     if op.get_bind().scalar(sa.text(has_lz4)):
         op.execute(f"ALTER TABLE {_LOGS} ALTER COLUMN stack SET COMPRESSION lz4")
-
-
-def _close_to_the_public() -> None:
-    """Some hosters open tables to roles whose key is public: row level security without a policy, and no rights."""
-    connection = op.get_bind()
-    for table in (_LOGS, *map(_named, sa.inspect(connection).get_table_names(schema=SCHEMA))):
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-    for role in connection.scalars(sa.text("SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated')")):
-        op.execute(f"REVOKE ALL ON {_LOGS} FROM {role}")
-        op.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM {role}")
-        op.execute(f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} FROM {role}")
-        op.execute(f"REVOKE ALL ON SCHEMA {SCHEMA} FROM {role}")

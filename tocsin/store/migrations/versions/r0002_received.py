@@ -1,11 +1,16 @@
-"""What came by HTTP and may come again: ids, kept for a day, apart from the rows."""
+"""
+What came by HTTP and may come again: ids, kept for a day, apart from the rows.
+
+And what another program has inserted into ``error_logs`` is found at once.
+"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 
-from tocsin.store.schema import SCHEMA, Id, UtcTime
+from tocsin.store.adopt import is_large
+from tocsin.store.schema import BEFORE, SCHEMA, Id, UtcTime
 
 revision = "0002"
 down_revision = "0001"
@@ -14,9 +19,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table, and close it to the public."""
-    is_postgres = op.get_bind().dialect.name == "postgresql"
-    schema = SCHEMA if is_postgres else None
+    """Make the table and the index."""
+    connection = op.get_bind()
+    schema = SCHEMA if connection.dialect.name == "postgresql" else None
     op.create_table(
         "received",
         sa.Column("id", Id(), nullable=False),
@@ -25,9 +30,9 @@ def upgrade() -> None:
         schema=schema,
     )
     op.create_index("idx_received_at", "received", ["received_at"], schema=schema)
-    if is_postgres:
-        op.execute(f"ALTER TABLE {SCHEMA}.received ENABLE ROW LEVEL SECURITY")
-        for role in op.get_bind().scalars(
-            sa.text("SELECT rolname FROM pg_roles WHERE rolname IN ('anon', 'authenticated')")
-        ):
-            op.execute(f"REVOKE ALL ON {SCHEMA}.received FROM {role}")
+    if context.config.attributes["found"] is not None:
+        # The first release did not tell rows of before from those of other programs: none of them rings.
+        op.execute(f"UPDATE error_logs SET group_id = '{BEFORE}' WHERE group_id IS NULL")  # noqa: S608
+    if not is_large(connection):  # else it is built beside the writers
+        only = sa.text("group_id IS NULL")
+        op.create_index("idx_error_logs_untaken", "error_logs", ["timestamp"], postgresql_where=only, sqlite_where=only)
