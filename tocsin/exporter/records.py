@@ -14,7 +14,10 @@ MOST_SPANS: Final = 20_000
 MOST_ATTRIBUTES: Final = 128
 """Of one record; what comes after them is left out, but for an exception's own."""
 
-EXCEPTION: Final = frozenset({semconv.EXCEPTION_TYPE, semconv.EXCEPTION_MESSAGE, semconv.EXCEPTION_STACKTRACE})
+EXCEPTION: Final = frozenset(
+    {semconv.EXCEPTION_TYPE, semconv.EXCEPTION_MESSAGE, semconv.EXCEPTION_STACKTRACE, semconv.LINE}
+)
+"""What makes a log record worth reading, however mild it is; another tocsin's line is one of any severity."""
 
 SERVER: Final = 2
 CONSUMER: Final = 5
