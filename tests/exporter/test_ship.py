@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import trustme
+from sqlalchemy import select
 
-from tests.exporter.test_drain import RESOURCE, error_line
+from tests.exporter.test_drain import RESOURCE, error_line, read, rows
+from tests.house import open_house
 from tests.standin.otlp import PAGE, Answer, OtlpStandIn
 from tests.waiting import eventually
 from tocsin.contained import failures
@@ -27,8 +29,7 @@ from tocsin.exporter.ship import Ship
 from tocsin.exporter.spool import Spool
 from tocsin.ids import uuid7
 from tocsin.settings import Settings
-from tocsin.store import open_store
-from tocsin.store.schema import error_logs
+from tocsin.store.schema import instances
 from tocsin.wire import TOTAL_S
 
 
@@ -432,10 +433,7 @@ def test_a_server_on_the_same_machine_stores_only_what_was_not_sent(database_url
     with adopting(Settings(database_url=database_url, spool_dir=str(folder))):
         eventually(lambda: not list(folder.glob("*.seg")))
 
-    store = open_store(database_url)
-    rows = store.read_now(lambda connection: connection.execute(error_logs.select()).all())
-    store.close_now()
-    assert [row.message for row in rows] == ["not sent"]
+    assert [row.message for row in rows(database_url)] == ["not sent"]
     assert list(folder.iterdir()) == []
 
 
@@ -562,6 +560,41 @@ def test_a_certificate_for_another_name_is_not_taken(
         eventually(lambda: service.drain.away_since)
 
         assert server.requests == []
+
+
+# All the way
+
+
+def test_what_a_service_captures_is_stored_by_a_server_as_it_would_be_without(
+    database_url: str, folder: Path, tmp_path: Path
+) -> None:
+    """Mild or grave, amended, counted in a storm; with the process that it is from."""
+    mild, counted = uuid7(), uuid7()
+    line = json.loads(error_line("mild", mild, **{"tocsin.handled": True})) | {"severity_number": 13}
+    settings = Settings(database_url=database_url, spool_dir=str(tmp_path / "server"), ingest_token="right")
+    with open_house(settings) as address, shipping(address, folder, ingest_token="right") as service:
+        service.spool.append(json.dumps(line).encode() + b"\n")
+        amendment = {"v": 1, "kind": "amend", "error_id": mild, "severity": "critical", "category": "billing"}
+        service.spool.append(json.dumps(amendment).encode() + b"\n")
+        service.error("counted", error_id=counted)
+        counter = service.spool.counter(counted)
+        assert counter is not None
+        for _ in range(41):
+            counter.tick()
+        service.drain.wake()
+        eventually(lambda: {row.message: row.count for row in rows(database_url)} == {"mild": 1, "counted": 42}, 20)
+
+        def known() -> list[Any]:
+            return list(read(database_url, lambda connection: connection.execute(select(instances)).all()))
+
+        eventually(known)
+
+    (row,) = [row for row in rows(database_url) if row.message == "mild"]
+    assert (row.id, row.severity, row.category, row.handled) == (mild, "critical", "billing", True)
+    assert (row.service, row.environment, row.release, row.instance_id) == ("shop", "production", "1.2", "i-1")
+    assert (row.exception_type, row.mechanism) == ("ValueError", "asgi")
+    (instance,) = known()
+    assert (instance.id, instance.service, instance.host, instance.pid) == ("i-1", "shop", "h", 7)
 
 
 # Many at once

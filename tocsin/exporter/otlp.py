@@ -116,7 +116,7 @@ class Reader:
         if semconv.LINE in attributes:
             made = shipped.read(attributes[semconv.LINE], resource, self._stacks, sheet.now_ns)
             if isinstance(made, bytes):
-                sheet.reading.lines.append(made)
+                sheet.say_after(made)
             else:
                 sheet.add_own(made)
             return
@@ -204,6 +204,7 @@ class _Sheet:
         self.now_ns = now_ns
         self._memory = memory
         self._errors: dict[str, Error] = {}
+        self._after: list[bytes] = []
         self._without_time = 0
 
     def unique_ns(self) -> int:
@@ -228,6 +229,10 @@ class _Sheet:
             self._memory.call(service, error.trace_id, content_id, error.id, self.now_ns)
         known = self._errors.get(error.id)
         self._errors[error.id] = error if known is None else foreign.merge(known, error)
+
+    def say_after(self, line: bytes) -> None:
+        """Take a line that says something of an error: it counts for nothing before the error's own."""
+        self._after.append(line)
 
     @staticmethod
     def join(error: Error, request: Request | None) -> None:
@@ -265,6 +270,7 @@ class _Sheet:
             self.reading.lines.append(foreign.line(error))
             if error.trace_id is not None:
                 self._tell(error)
+        self.reading.lines += self._after
         return self.reading
 
     def _tell(self, error: Error) -> None:

@@ -25,12 +25,6 @@ from tocsin.wire import TOTAL_S, Answer, Unanswered, Wire
 
 LOGS: Final = "/v1/logs"
 
-LINE: Final = "tocsin.line"
-"""The attribute that holds a line of the spool as it is."""
-
-SENT_NS: Final = "tocsin.sent_unix_nano"
-"""The resource attribute with this machine's time, by which the server takes out the difference of clocks."""
-
 _BEAT_WITHIN_S = 3.0
 _KINDS = ("error", "amend", "repeats", "instance")
 _OF_THE_DATA = (400, 413, 415)
@@ -255,7 +249,7 @@ def _export(records: Sequence[_Record], instance: Instance | None) -> str:
         {
             "resourceLogs": [
                 {
-                    "resource": {"attributes": _attributes({**resource, SENT_NS: str(now_ns)})},
+                    "resource": {"attributes": _attributes({**resource, semconv.SENT: str(now_ns)})},
                     "scopeLogs": [{"scope": {"name": "tocsin"}, "logRecords": log_records}],
                 }
                 for resource, log_records in by_resource
@@ -275,7 +269,7 @@ def _log_record(content: Mapping[str, Any], line: str) -> dict[str, Any]:
     record: dict[str, Any] = {
         "timeUnixNano": str(int(time_ns)),
         "eventName": semconv.EVENT_EXCEPTION if kind == "error" else f"tocsin.{kind}",
-        "attributes": _attributes({LINE: line}),
+        "attributes": _attributes({semconv.LINE: line}),
     }
     if kind == "error":
         record["severityNumber"] = int(content["severity_number"])
