@@ -11,12 +11,14 @@ from typing import Any
 
 from tocsin.model import Frame
 
+_LINE_END = "\n"
+
 
 def pack(frames: Iterable[Frame]) -> str:
     """Frames as one text; what parts them is taken out of their names."""
     return "\n".join(
-        "\t".join((*map(_plain, (one.module, one.function, one.file)), str(one.line), "+" if one.in_app else "-"))
-        + f"\t{' '.join(one.text.split())}"
+        f"{_name(one.module)}\t{_name(one.function)}\t{_name(one.file)}\t{one.line}\t{'+' if one.in_app else '-'}"
+        f"\t{one.text.replace(_LINE_END, ' ')}"
         for one in frames
     )
 
@@ -33,5 +35,5 @@ def unpack(text: str) -> list[dict[str, Any]]:
     return frames
 
 
-def _plain(name: str) -> str:
-    return name if name.isprintable() else " ".join(name.split())
+def _name(text: str) -> str:
+    return text.replace("\t", " ").replace(_LINE_END, " ")
