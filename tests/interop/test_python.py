@@ -50,6 +50,7 @@ def fastapi_shop(folder: Path, endpoint: str, **environ: str) -> Iterator[Shop]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_BLRP_SCHEDULE_DELAY": "100",
+        "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true",
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "tocsin",
     }
     command = [
@@ -70,10 +71,10 @@ def fastapi_shop(folder: Path, endpoint: str, **environ: str) -> Iterator[Shop]:
             process.wait()
 
 
-def test_each_error_of_a_fastapi_service_counts_once(database_url: str, tmp_path: Path) -> None:
+def test_each_error_of_a_fastapi_service_counts_once(postgres_url: str, tmp_path: Path) -> None:
     """Nested spans with a growing traceback, log records of the same exception, each batch five times."""
     with (
-        serving(tmp_path, TOCSIN_DATABASE_URL=database_url) as server,
+        serving(tmp_path, TOCSIN_DATABASE_URL=postgres_url) as server,
         repeating(server.address, times=5) as endpoint,
         fastapi_shop(tmp_path / "shop", endpoint) as shop,
     ):
@@ -82,22 +83,22 @@ def test_each_error_of_a_fastapi_service_counts_once(database_url: str, tmp_path
                 shop.get(f"/{route}/{order}" if route != "ok" else "/ok")
         shop.get("/nowhere")
         expected = {
-            "PaymentRefused: order 0 cannot be paid": 3,
-            "TypeError: order 0 has no items": 3,
-            "KeyError: 'price of 0'": 3,
-            "ValueError: order 0 is here and there": 3,
-            "order 0 was left behind": 3,
+            "PaymentRefused: order N cannot be paid": 3,
+            "TypeError: order N has no items": 3,
+            "KeyError: 'price of N'": 3,
+            "ValueError: order N is here and there": 3,
+            "order N was left behind": 3,
         }
         eventually(
-            lambda: sum(group.count for group in groups_of(database_url).values()) >= sum(expected.values()), ARRIVES_S
+            lambda: sum(group.count for group in groups_of(postgres_url).values()) >= sum(expected.values()), ARRIVES_S
         )
 
-        groups = groups_of(database_url)
+        groups = groups_of(postgres_url)
         assert {title: group.count for title, group in groups.items()} == expected
-        assert groups["PaymentRefused: order 0 cannot be paid"].culprit.endswith("fastapi_shop in charge")
+        assert groups["PaymentRefused: order N cannot be paid"].culprit.endswith("fastapi_shop in charge")
 
-        unhandled = row_with(database_url, "order 1 has no items")
-        eventually(lambda: "url.path" in row_with(database_url, "order 1 has no items").context, ARRIVES_S)
+        unhandled = row_with(postgres_url, "order 1 has no items")
+        eventually(lambda: "url.path" in row_with(postgres_url, "order 1 has no items").context, ARRIVES_S)
         assert (unhandled.severity, unhandled.service) == ("high", "shop")
 
 
