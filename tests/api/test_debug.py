@@ -42,7 +42,8 @@ async def test_health_has_the_keys_that_dashboards_read(client: httpx.AsyncClien
     assert health["server"]["activeRequests"] == 1
     assert all(text.endswith(" MB") for text in health["server"]["memory"].values())
     assert set(health["server"]["memory"]) == {"used", "total", "external"}
-    assert health["services"] == {"database": "connected", "redis": "off", "telegram": "off"}
+    off = dict.fromkeys(("redis", "telegram", "email", "webhook"), "off")
+    assert health["services"] == {"database": "connected"} | off
     assert health["recentErrors"]["count"] == 3
     assert health["recentErrors"]["last"]["id"] == entry.id
     assert datetime.fromisoformat(health["timestamp"]).tzinfo is not None
@@ -132,6 +133,22 @@ async def test_a_server_whose_alerts_do_not_ring_is_degraded(
 
     assert answer.status_code == 200
     assert (answer.json()["status"], answer.json()["services"]["telegram"]) == (status, telegram)
+
+
+@pytest.mark.parametrize("failing", ["telegram", "email", "webhook"])
+async def test_each_way_to_people_is_named(store: Store, failing: str) -> None:
+    """One reader's address that is refused says nothing of the others."""
+    ways = [channel(channel=name, target=name) for name in ("telegram", "email", "webhook")]
+    refused = channel(channel=failing, target="b", parked_reason="550 5.1.1 No such user here")
+    settings = settings_with(
+        telegram_token="1:x", smtp_url="smtp://h", email_to=("a@shop.example",), webhook_url="https://h"
+    )
+    app = create_app(settings, store=store, alerts=Ringing(channels=[*ways, refused]))
+    async with client_of(app, token=TOKENS["full"]) as client:
+        services = (await client.get(f"{API}/health")).json()["services"]
+
+    words = {name: services[name] for name in ("telegram", "email", "webhook")}
+    assert words == dict.fromkeys(words, "connected") | {failing: "error"}
 
 
 async def test_a_database_without_tables_is_not_ready(empty_database_url: str) -> None:

@@ -23,6 +23,7 @@ from tocsin.api.inputs import Inputs
 from tocsin.failures import StoreAway
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
+from tocsin.settings import Settings
 from tocsin.store import alerts, groups, migrate, queries, shapes
 
 BASE = "/api/debug"
@@ -70,7 +71,7 @@ async def health(request: Request, house: House) -> Response:
             "services": {
                 "database": "connected" if writable else "error",
                 "redis": "off",
-                "telegram": ringing["telegram"],
+                **{name: ringing[name] for name in _CHANNELS},
             },
             "alerts": ringing,
             "recentErrors": {"count": found.count if found else 0, "last": found.last if found else None},
@@ -92,28 +93,34 @@ async def takes_a_write(house: House) -> bool:
     return bool(done) and not house.probe.cancelled() and house.probe.exception() is None
 
 
+_CHANNELS: dict[str, Callable[[Settings], bool]] = {
+    "telegram": lambda settings: bool(settings.telegram_token),
+    "email": lambda settings: bool(settings.smtp_url and settings.email_to),
+    "webhook": lambda settings: bool(settings.webhook_url),
+}
+"""The ways to people, and whether the settings name one."""
+
+
 def alerts_state(house: House) -> dict[str, Any]:
     """
-    What the alerts say of themselves, with ``status`` (ok, error, off) and ``telegram`` in a word.
+    What the alerts say of themselves, with ``status`` (ok, error, off) and each channel in a word.
 
     An application without alerts is not ill; a server whose alerts do not run is.
     """
-    has_telegram = bool(house.settings.telegram_token)
+    is_set = {name: look(house.settings) for name, look in _CHANNELS.items()}
     if house.alerts is None:
         status = "error" if house.expects_alerts else "off"
-        return {"status": status, "telegram": "error" if has_telegram and house.expects_alerts else "off"}
+        return {"status": status} | {name: status if is_set[name] else "off" for name in is_set}
     state = house.alerts.state()
-    channels = state.get("channels", [])
-    failing = {one["channel"] for one in channels if one["parked_reason"] or one["last_error"]}
-    bot = state.get("bot", {})
-    telegram = "off"
-    if has_telegram:
-        telegram = "error" if "telegram" in failing or bot.get("problem") else "connected"
+    failing = {one["channel"] for one in state.get("channels", []) if one["parked_reason"] or one["last_error"]}
+    if is_set["telegram"] and state.get("bot", {}).get("problem"):
+        failing.add("telegram")
+    words = {name: "off" if not is_set[name] else "error" if name in failing else "connected" for name in is_set}
     # After a start the lease may belong to a server that is gone, until it runs out.
     is_led = state.get("leader") or state.get("leader_id") is not None
     is_late = time.monotonic() - house.started > _LED_WITHIN_S
-    is_ill = failing or telegram == "error" or (not is_led and is_late)
-    return {"status": "error" if is_ill else "ok", "telegram": telegram} | state
+    is_ill = failing or (not is_led and is_late)
+    return {"status": "error" if is_ill else "ok"} | words | state
 
 
 async def livez(request: Request, house: House) -> Response:
