@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import gzip
 import json
 import random
@@ -193,7 +194,7 @@ def _spoil(chance: random.Random, body: Any) -> None:
         if isinstance(at[key], dict | list) and at[key] and chance.random() < 0.95:
             at = at[key]
             continue
-        at[key] = chance.choice(ODDITIES)
+        at[key] = copy.deepcopy(chance.choice(ODDITIES))  # which may be spoilt again
         return
 
 
