@@ -9,7 +9,18 @@ import pytest
 
 from tests.alerts.samples import NOW, fold, group, last, plain_settings
 from tocsin.alerts.limits import Limits
-from tocsin.alerts.rules import Decision, Edit, Plan, Reason, decide, dedupe_key, is_silent, likely_cause_first, plan
+from tocsin.alerts.rules import (
+    Decision,
+    Edit,
+    Plan,
+    Reason,
+    decide,
+    dedupe_key,
+    follows,
+    is_silent,
+    likely_cause_first,
+    plan,
+)
 from tocsin.lifecycle import Status
 from tocsin.model import Severity
 from tocsin.store.alerts import Fold, LastAlert
@@ -180,3 +191,20 @@ def test_a_critical_group_does_not_slip_silently_into_a_fold() -> None:
 
     assert planned([fatal], 11, fold(11)).folded == [fatal]
     assert planned([fatal], 11, fold(11, severity=CRITICAL)).joining
+
+
+@pytest.mark.parametrize(
+    ("channel", "counts", "acts", "joins"),
+    [
+        ("telegram", True, True, True),
+        ("console", True, True, True),
+        ("webhook", False, True, True),
+        ("email", False, False, True),
+    ],
+)
+def test_each_channel_follows_what_it_can(channel: str, counts: bool, acts: bool, joins: bool) -> None:
+    """A chat shows all, a program hears of turns, a mail is written again only for what was never mailed."""
+    assert follows(channel, Edit.SOON) is counts
+    assert follows(channel, Edit.AT_ONCE) is acts
+    assert follows(channel, Edit.SOON, of_fold=True) is joins
+    assert not follows("telegram", Edit.NO)

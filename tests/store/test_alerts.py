@@ -168,6 +168,18 @@ async def test_a_message_that_cannot_be_said_lets_others_pass(store: Store) -> N
     assert (state.paused_until, state.last_error) == (None, None)
 
 
+async def test_an_edit_is_wanted_on_the_channels_that_follow(store: Store) -> None:
+    """What a mail has said stays said."""
+    alert_id = await add(store)
+    await store.write(alerts.mark_sent, await claimed(store), "5")
+
+    await store.write(alerts.want_edits, [alert_id], channels=["email"], now=clock.now())
+    assert await store.read(alerts.due_targets, ["telegram"]) == []
+
+    await store.write(alerts.want_edits, [alert_id], channels=["telegram"], now=clock.now())
+    assert len(await store.read(alerts.due_targets, ["telegram"])) == 1
+
+
 async def test_an_edit_that_fails_again_and_again_pauses_longer(store: Store) -> None:
     """As a message does; one that succeeds begins anew."""
     alert_id = await add(store)
