@@ -23,7 +23,7 @@ from tocsin.exporter.ship import Ship
 from tocsin.failures import ServerRefuses, StoreAway, TocsinError
 from tocsin.remote import Remote, is_meant
 from tocsin.settings import Settings
-from tocsin.store import Store, leases, migrate, open_store, queries
+from tocsin.store import Store, access, leases, migrate, open_store, queries
 from tocsin.store.engine import SqliteStore
 
 if TYPE_CHECKING:
@@ -166,19 +166,6 @@ def _database_findings(store: Store) -> Iterator[Finding]:
 
 _MEND_WRITE = "free its disk, or point TOCSIN_DATABASE_URL at the primary with a user that may write"
 
-# Readable by others: no row level security, or a policy for a role of the public that has rights too.
-_OPEN_TABLES = text("""
-    SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p')
-      AND (n.nspname = 'tocsin' OR n.nspname = current_schema() AND c.relname = 'error_logs')
-      AND (NOT c.relrowsecurity
-           OR EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid)
-              AND EXISTS (SELECT FROM pg_roles r WHERE r.rolname IN ('anon', 'authenticated')
-                          AND has_table_privilege(r.oid, c.oid, 'SELECT')))
-    ORDER BY 1
-""")
-
-
 def _losses(store: Store) -> Iterator[Finding]:
     """Errors that a process of the last day could only count, since its spool was full."""
     for row in store.read_now(queries.list_instances):
@@ -190,13 +177,11 @@ def _losses(store: Store) -> Iterator[Finding]:
 def _access(store: Store) -> Finding:
     if isinstance(store, SqliteStore):
         return _private("access", store.path, f"chmod 600 {store.path}")
-    tables = store.read_now(lambda connection: connection.scalars(_OPEN_TABLES).all())
+    tables = store.read_now(access.open_tables)
     if not tables:
-        return Finding("access", "ok", "every table has row level security")
-    todo = "; ".join(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY" for name in tables)
-    return Finding(
-        "access", "FAIL", f"open to others: {', '.join(tables)}", f"{todo}; and drop policies for the public"
-    )
+        return Finding("access", "ok", "every table has row level security, and the public has no rights")
+    what = "; ".join(f"{table.name}: {table.why}" for table in tables)
+    return Finding("access", "FAIL", f"open to others: {what}", " ".join(table.mend for table in tables))
 
 
 def _private(name: str, path: Path, mend: str) -> Finding:
