@@ -22,7 +22,7 @@ from tests.processes import (
     run_command,
     run_program,
 )
-from tocsin.run import is_python
+from tocsin.run import has_tocsin, interpreter_of
 
 ROUTES = """
 import asyncio, logging, threading
@@ -495,7 +495,45 @@ def test_what_python_runs_is_told_from_other_programs(name: str, text: str, is_o
     """The former tell of their end by themselves; the latter are watched."""
     (tmp_path / name).write_text(text)
 
-    assert is_python(tmp_path / name) is is_one
+    assert (interpreter_of(tmp_path / name) is not None) is is_one
+
+
+def test_a_script_names_its_interpreter(tmp_path: Path) -> None:
+    """Also where the way to it is too long for the system's first line, and an installer wrote a shell's."""
+    (tmp_path / "short").write_text("#!/opt/shop/venv/bin/python3\n")
+    (tmp_path / "long").write_text("#!/bin/sh\n'''exec' \"/a long/venv/bin/python\" \"$0\" \"$@\"\n' '''\n")
+
+    assert interpreter_of(tmp_path / "short") == Path("/opt/shop/venv/bin/python3")
+    assert interpreter_of(tmp_path / "long") == Path("/a long/venv/bin/python")
+
+
+def test_a_python_has_tocsin_where_it_is_installed_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    packages = tmp_path / "venv" / "lib" / "python3.12" / "site-packages"
+    packages.mkdir(parents=True)
+
+    assert has_tocsin(Path(sys.executable))
+    assert not has_tocsin(tmp_path / "venv" / "bin" / "python")
+    (packages / "tocsin-0.1.0.dist-info").mkdir()
+    assert has_tocsin(tmp_path / "venv" / "bin" / "python")
+
+
+def test_a_python_without_tocsin_is_watched_from_outside(tmp_path: Path, sqlite_url: str) -> None:
+    """A venv of its own: the start line says what is missing, and the exception that ends it is told all the same."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "venv"], cwd=tmp_path, check=True)
+    (tmp_path / "program.py").write_text(UNCAUGHT)
+    python = tmp_path / "venv" / "bin" / "python"
+    command = [sys.executable, "-P", "-m", "tocsin", "run", "--", str(python), "program.py"]
+
+    done = run_command(tmp_path, command, sqlite_url, PYTHONPATH="")
+    drain_rest(tmp_path, sqlite_url)
+
+    assert done.returncode == 1
+    assert f"has no tocsin: {python} -m pip install tocsin" in done.stderr
+    assert [(row.exception_type, row.message, row.mechanism) for row in rows_of(sqlite_url)] == [
+        ("ValueError", "the end", "process-exit")
+    ]
 
 
 def test_a_python_program_takes_the_place_of_tocsin(tmp_path: Path, sqlite_url: str) -> None:

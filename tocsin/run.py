@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -35,8 +36,11 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
     for problem in problems:
         _say(problem)
     service = settings.service or service_name(command)
+    python = _python_of(command[0])
+    is_instrumented = python is None or has_tocsin(python)
     environ = dict(os.environ)
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP_FOLDER), environ.get("PYTHONPATH")]))
+    if is_instrumented:
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP_FOLDER), environ.get("PYTHONPATH")]))
     environ["TOCSIN_SERVICE"] = service
     environ["TOCSIN_RUN"] = "1"
     if release := settings.release or git_release():
@@ -45,9 +49,11 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
         environ["TOCSIN_TRACES"] = "1"
     where = one_line(destination.told(settings), 400)
     _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
+    if not is_instrumented:
+        _say(f"only the program's end is watched, since its Python has no tocsin: {python} -m pip install tocsin")
     sys.stderr.flush()
     try:
-        if _is_foreign(command[0]):
+        if sys.executable and shutil.which(command[0]) and (python is None or not is_instrumented):
             _become_watcher(command, settings, environ)
         os.execvpe(command[0], list(command), environ)  # noqa: S606
     except FileNotFoundError:
@@ -66,29 +72,47 @@ def _become_watcher(command: Sequence[str], settings: Settings, environ: dict[st
     os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ)  # noqa: S606
 
 
-def _is_foreign(program: str) -> bool:
-    """Whether a program exists and is none that Python runs: those tell of their end by themselves."""
+def _python_of(program: str) -> Path | None:
     found = shutil.which(program)
-    return bool(found and sys.executable) and not is_python(Path(found or ""))
+    return interpreter_of(Path(found).absolute()) if found else None
 
 
-def is_python(program: Path) -> bool:
-    """Whether a file is an interpreter of Python, or a script for one."""
-    if _is_interpreter(program.name) or _is_interpreter(program.resolve().name):
-        return True
+def interpreter_of(program: Path) -> Path | None:
+    """The Python that runs a program: the program itself, or the one that its first line names; None for others."""
+    if _is_python(program.name) or _is_python(program.resolve().name):
+        return program
     try:
         with program.open("rb") as file:
             head = file.read(1024).decode("utf-8", "replace").splitlines()
     except OSError:
-        return False
+        return None
     if not head or not head[0].startswith("#!"):
-        return False
-    # An installer writes a shell's line where the way to the interpreter is long or has spaces.
-    return any(map(_is_interpreter, head[0][2:].split())) or (len(head) > 1 and head[1].startswith("'''exec'"))
+        return None
+    words = head[0][2:].split()
+    if len(head) > 1 and head[1].startswith("'''exec' "):
+        # An installer writes a shell's line where the way to the interpreter is long or has spaces.
+        words = shlex.split(head[1].removeprefix("'''exec' "))[:1]
+    named = next((word for word in words if _is_python(word.rpartition("/")[2])), None)
+    return Path(shutil.which(named) or named) if named else None
 
 
-def _is_interpreter(word: str) -> bool:
-    return word.rpartition("/")[2].startswith(("python", "pypy"))
+def _is_python(name: str) -> bool:
+    return name.startswith(("python", "pypy"))
+
+
+def has_tocsin(python: Path) -> bool:
+    """
+    Whether a Python finds tocsin: ours does, another where it is installed beside it.
+
+    Looked up in its folders: asking it would take as long as it takes to start.
+    """
+    prefix = python.parent.parent
+    if prefix == Path(sys.prefix):
+        return True
+    places = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    for base in (prefix, Path.home() / ".local"):
+        places += base.glob("lib/python3*/*-packages")
+    return any(True for place in places for _ in place.glob("tocsin*"))
 
 
 def _say(text: str) -> None:
