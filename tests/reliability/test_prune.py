@@ -76,33 +76,36 @@ def _fill(store: Store, rows: int) -> None:
     """Rows older than the retention, of about 1.5 kB each, as a service leaves them."""
     seconds = 30 * 86_400
     first = clock.now() - timedelta(days=61)
-    values = {"rows": rows, "stack": "a line of a stack, and another\n" * 40}
+    values = {"stack": "a line of a stack, and another\n" * 40}
 
-    def on_sqlite(connection: Connection) -> None:
+    def on_sqlite(connection: Connection, start: int, end: int) -> None:
         connection.execute(
             text(
-                "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :rows)"
+                "WITH RECURSIVE n(i) AS (SELECT :start UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :end)"
                 " INSERT INTO error_logs (id, timestamp, severity, category, message, stack, created_at, group_id)"
                 " SELECT printf('%08x-0000-7000-8000-%012x', i, i), t, 'high', 'api', 'boom ' || i, :stack || i, t,"
                 " 'old ' || (i % 100) FROM (SELECT i, strftime('%Y-%m-%dT%H:%M:%f', :first + i * :step, 'unixepoch')"
                 " || '000+00:00' AS t FROM n)"
             ),
-            values | {"first": first.timestamp(), "step": seconds / rows},
+            values | {"start": start, "end": end, "first": first.timestamp(), "step": seconds / rows},
         )
 
-    def on_postgres(connection: Connection) -> None:
+    def on_postgres(connection: Connection, start: int, end: int) -> None:
         connection.execute(
             text(
                 "INSERT INTO error_logs (id, timestamp, severity, category, message, stack, created_at, group_id)"
                 " SELECT gen_random_uuid(), t, 'high', 'api', 'boom ' || i, CAST(:stack AS text) || md5(i::text)"
                 " || repeat(md5(i::text), 20), t, 'old ' || (i % 100) FROM (SELECT i, CAST(:first AS timestamptz)"
-                " + i * CAST(:step AS interval) AS t FROM generate_series(0, CAST(:rows AS int) - 1) i) n"
+                " + i * CAST(:step AS interval) AS t"
+                " FROM generate_series(CAST(:start AS int), CAST(:end AS int) - 1) i) n"
             ),
-            values | {"first": first, "step": timedelta(seconds=seconds / rows)},
+            values | {"start": start, "end": end, "first": first, "step": timedelta(seconds=seconds / rows)},
         )
 
     unhurried = store.unhurried()
-    unhurried.write_now(on_sqlite if store.dialect == "sqlite" else on_postgres)
+    for start in range(0, rows, 50_000):
+        fill = on_sqlite if store.dialect == "sqlite" else on_postgres
+        unhurried.write_now(fill, start, min(start + 50_000, rows))
     unhurried.close_now()
 
 
