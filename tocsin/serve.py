@@ -13,6 +13,7 @@ from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tocsin import clock
 from tocsin.alerts import scheduler, webhook
@@ -38,6 +39,10 @@ Say = Callable[[str], None]
 FINISH_REQUESTS_S = 3
 """How long requests may go on after a stop was asked for."""
 
+HEAD_WITHIN_S = 10
+"""How long the head of a request may take."""
+
+_READ_BYTES = 128 * 1024
 _CLOSE_S = 4.0
 _CLOSE_DOOR_S = 2.0
 _DRAIN_S = 2.0
@@ -190,7 +195,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> int:
         server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -211,6 +216,43 @@ async def _serve(settings: Settings, listening: socket.socket) -> int:
             _say(f"  alerts   {shown_channels(settings)}")
             await server.serve(sockets=[listening])
     return 0 if server.started else 1
+
+
+class _Connection(H11Protocol):
+    """
+    One connection; who does not send the head of a request in time is let go.
+
+    The server library waits for ever: for the first byte, for each one after it, and for the rest of a body
+    whose request was answered already.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # How much is read at once: what a thousand senders have in memory between two looks is a thousand of these.
+        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        is_at_work = self.cycle is not None and not self.cycle.response_complete
+        if is_at_work:
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Server(uvicorn.Server):

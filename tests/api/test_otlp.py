@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "no gzip": ("POST", {"content": b"{}", "headers": JSON | GZIP}, 400, 3),
     "half a gzip": ("POST", {"content": gzip.compress(a_log())[:-3], "headers": PROTOBUF | GZIP}, 400, 3),
     "a gzip bomb": ("POST", {"content": gzip.compress(bytes(64 * MIB)), "headers": PROTOBUF | GZIP}, 413, 8),
-    "too long, and it says so": ("POST", {"content": bytes(17 * MIB), "headers": PROTOBUF}, 413, 8),
+    "too long, and it says so": ("POST", {"content": bytes(11 * MIB), "headers": PROTOBUF}, 413, 8),
     "another encoding": ("POST", {"content": b"{}", "headers": JSON | {"content-encoding": "deflate"}}, 415, 3),
     "gzip twice": ("POST", {"content": b"{}", "headers": JSON | {"content-encoding": "gzip, gzip"}}, 415, 3),
     "no type": ("POST", {"content": b"{}"}, 415, 3),
@@ -214,7 +214,7 @@ async def test_a_refusal_is_a_status_in_the_senders_encoding(
 
 
 async def test_a_body_without_a_length_is_counted_while_it_arrives(sender: httpx.AsyncClient) -> None:
-    answer = await sender.post("/v1/logs", content=chunked(17 * MIB), headers=PROTOBUF)
+    answer = await sender.post("/v1/logs", content=chunked(11 * MIB), headers=PROTOBUF)
 
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"
@@ -228,7 +228,7 @@ async def test_when_there_is_no_room_it_shall_come_again(tmp_path: Path) -> None
     async with client_on(door) as sender:
         full = await sender.post("/v1/logs", content=a_log(), headers=PROTOBUF)
         with door.room.enter() as place:
-            place.grow(16 * MIB)
+            place.grow(10 * MIB)
             busy = await sender.post("/v1/logs", content=a_log(), headers=PROTOBUF)
         door.close(5)
         stopping = await sender.post("/v1/logs", content=a_log(), headers=PROTOBUF)

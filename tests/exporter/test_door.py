@@ -197,6 +197,8 @@ def test_the_room_for_bodies_is_bounded() -> None:
             room.enter()
     with room.enter() as third:
         third.grow(100)
+    with room.enter(is_gzip=True) as packed, pytest.raises(Full):
+        packed.grow(60)
 
 
 # gzip

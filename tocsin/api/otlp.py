@@ -13,8 +13,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -84,21 +83,18 @@ def _door(house: House) -> Door:
 
 
 async def _through(door: Door, kind: Kind, request: Request, *, is_json: bool, is_gzip: bool) -> Reading:
-    with _refused_as_http(), door.room.enter() as place:
-        body = await _body(request, BODY_BYTES[kind], place)
-        return await door.take(kind, body, is_json=is_json, is_gzip=is_gzip)
-
-
-@contextmanager
-def _refused_as_http() -> Iterator[None]:
+    headers: dict[str, str] = {}
     try:
-        yield
+        with door.room.enter(is_gzip=is_gzip) as place:
+            body = await _body(request, BODY_BYTES[kind], place)
+            return await door.take(kind, body, is_json=is_json, is_gzip=is_gzip)
     except Unreadable as problem:
-        raise HTTPException(400, str(problem)) from None
+        status, text = 400, str(problem)
     except TooMuch as problem:
-        raise HTTPException(413, str(problem)) from None
+        status, text = 413, str(problem)
     except Full as problem:
-        raise HTTPException(503, str(problem), {"retry-after": str(problem.retry_after_s)}) from None
+        status, text, headers = 503, str(problem), {"retry-after": str(problem.retry_after_s)}
+    raise HTTPException(status, text, headers)
 
 
 # What is sent

@@ -25,11 +25,12 @@ from tocsin.failures import BadInput, TocsinError
 
 Kind = Literal["logs", "traces", "posted"]
 
-BODY_BYTES: Final[dict[Kind, int]] = {"logs": 16 * 2**20, "traces": 16 * 2**20, "posted": 2**20}
+BODY_BYTES: Final[dict[Kind, int]] = {"logs": 10 * 2**20, "traces": 10 * 2**20, "posted": 2**20}
 """The most that one body may hold, as it is sent and as it is unpacked."""
 
-ROOM_BYTES: Final = 16 * 2**20
+ROOM_BYTES: Final = 10 * 2**20
 ROOM_BODIES: Final = 512
+_PACKED_WEIGHS = 3
 
 _MEMBERS = 64
 _PIECE_BYTES = 64 * 2**10
@@ -59,14 +60,14 @@ class Room:
         self._bytes_left = max_bytes
         self._bodies_left = max_bodies
 
-    def enter(self) -> Place:
+    def enter(self, *, is_gzip: bool = False) -> Place:
         """
-        A place for one body, with nothing in it yet.
+        A place for one body, with nothing in it yet; one that is packed takes more than it is long.
 
         Raises:
             Full: there are too many bodies.
         """
-        return Place(self)
+        return Place(self, _PACKED_WEIGHS if is_gzip else 1)
 
     def take(self, size: int, bodies: int = 0) -> None:
         """Take some of it, or `Full`."""
@@ -84,11 +85,12 @@ class Room:
 class Place:
     """What one body takes of the room; given back at the end of its ``with``."""
 
-    __slots__ = ("_room", "_size")
+    __slots__ = ("_room", "_size", "_weight")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, weight: int) -> None:
         room.take(0, 1)
         self._room = room
+        self._weight = weight
         self._size = 0
 
     def __enter__(self) -> Place:
@@ -99,8 +101,8 @@ class Place:
 
     def grow(self, size: int) -> None:
         """Take so many bytes more, or `Full`."""
-        self._room.take(size)
-        self._size += size
+        self._room.take(size * self._weight)
+        self._size += size * self._weight
 
 
 @dataclass(slots=True)
@@ -112,10 +114,11 @@ class _Body:
     is_json: bool
     is_gzip: bool
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Reading]
+    future: asyncio.Future[_Outcome]
 
 
-_Handled = tuple[_Body, Reading | TocsinError]
+_Outcome = Reading | TocsinError
+_Handled = tuple[_Body, _Outcome]
 
 
 class Door:
@@ -172,9 +175,15 @@ class Door:
         if not self._thread.is_alive():  # it ended in between, and looks at nothing any more
             self._refuse_rest()
         try:
-            return await waiting.future
+            outcome = await waiting.future
         finally:
             waiting.content = b""  # whoever gave up waiting has left its place in the room
+        if isinstance(outcome, Reading):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # else it and this frame hold each other, and the body, until they are swept
 
     def _run(self) -> None:
         own_threads.add(threading.get_ident())
@@ -233,7 +242,7 @@ class Door:
             read = [(body, full if isinstance(one, Reading) and one.lines else one) for body, one in read]
         _answer(read)
 
-    def _read(self, body: _Body) -> Reading | TocsinError:
+    def _read(self, body: _Body) -> _Outcome:
         if body.future.cancelled():
             return Full("nobody waits for it", _BUSY_RETRY_S)
         try:
@@ -250,7 +259,9 @@ class Door:
                 case "posted":
                     return self._reader.posted(content, now_ns=now_ns)
         except (Unreadable, TooMuch, BadInput) as problem:
-            return problem
+            # Without the frames that it came through, which hold all that was unpacked and read.
+            problem.__context__ = None
+            return problem.with_traceback(None)
         except Exception as problem:  # a body that we do not understand shall not come again and again
             note("reading what came by HTTP", problem)
             return Unreadable("this body cannot be read")
@@ -282,12 +293,8 @@ def _answer(handled: Sequence[_Handled]) -> None:
 
 def _settle(handled: Sequence[_Handled]) -> None:
     for body, outcome in handled:
-        if body.future.done():
-            continue
-        if isinstance(outcome, Reading):
+        if not body.future.done():
             body.future.set_result(outcome)
-        else:
-            body.future.set_exception(outcome)
 
 
 def inflated(data: bytes, limit: int) -> bytes:
