@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,20 +141,20 @@ def test_amendments_and_counts_travel_too(server: OtlpStandIn, folder: Path) -> 
 def test_what_has_no_id_gets_one_that_is_the_same_on_every_try(server: OtlpStandIn, folder: Path) -> None:
     server.always = Answer(status=503, keeps=True)
     with shipping(server.address, folder) as service:
-        error_id = uuid7()
-        service.error(error_id=error_id)
         for _ in range(2):
+            error_id = uuid7()
+            service.error(error_id=error_id)
             counter = service.spool.counter(error_id)
             assert counter is not None
             counter.tick()
         eventually(lambda: len(server.of_kind("repeats")) >= 4)
         server.always = Answer(keeps=True)
 
-    by_error: dict[str, set[tuple[int, int]]] = {}
+    ids: dict[tuple[str, int], set[str]] = {}
     for line in server.of_kind("repeats"):
-        by_error.setdefault(line["id"], set()).add((line["from"], line["to"]))
-    assert len(by_error) >= 1
-    assert all(len(spans) == 1 for spans in by_error.values())
+        ids.setdefault((line["error_id"], line["to"]), set()).add(line["id"])
+    assert [len(found) for found in ids.values()] == [1] * len(ids)
+    assert len(set.union(*ids.values())) == len(ids)
 
 
 def test_the_process_tells_how_it_is_with_what_it_sends(server: OtlpStandIn, folder: Path) -> None:
@@ -177,11 +180,10 @@ def test_a_service_without_errors_says_nothing_of_a_server_that_is_away(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        with shipping(address, folder) as service:
+        with shipping(address, folder):
             nobody.settimeout(10)
             connection, _ = nobody.accept()
             connection.close()
-            eventually(lambda: not service.drain.flush(0.0) or True)
 
     assert capfd.readouterr().err == ""
 
@@ -437,6 +439,29 @@ def test_a_server_on_the_same_machine_stores_only_what_was_not_sent(database_url
     assert list(folder.iterdir()) == []
 
 
+def test_what_came_to_a_server_that_died_keeps_whose_it_is(server: OtlpStandIn, folder: Path) -> None:
+    """A service may take over the spool of a server on the same machine."""
+    spool = Spool(folder, 2**30, {"door": True})
+    line = json.loads(error_line("foreign")) | {"door": True, "resource": {"service.name": "crm"}}
+    spool.append(json.dumps(line).encode() + b"\n")
+    spool.close(everything_stored=False)
+
+    with shipping(server.address, folder):
+        eventually(lambda: server.messages() == ["foreign"])
+
+    (request,) = [request for request in server.requests if request.lines[0]["kind"] == "error"]
+    assert [resource["service.name"] for resource in request.resources] == ["crm"]
+
+
+@pytest.mark.parametrize("note", ["", "-1", "many", "999999999"])
+def test_a_note_that_cannot_be_right_is_not_believed(note: str, server: OtlpStandIn, folder: Path) -> None:
+    segment = left_behind(folder, "boom")
+    segment.with_suffix(".sent").write_text(note)
+
+    with shipping(server.address, folder):
+        eventually(lambda: server.messages() == ["boom"])
+
+
 def test_notes_of_segments_that_are_gone_are_swept(server: OtlpStandIn, folder: Path) -> None:
     """A process died between deleting the one and the other."""
     folder.mkdir()
@@ -595,6 +620,49 @@ def test_what_a_service_captures_is_stored_by_a_server_as_it_would_be_without(
     assert (row.exception_type, row.mechanism) == ("ValueError", "asgi")
     (instance,) = known()
     assert (instance.id, instance.service, instance.host, instance.pid) == ("i-1", "shop", "h", 7)
+
+
+def test_a_program_that_dies_of_an_error_has_sent_it(server: OtlpStandIn, folder: Path, tmp_path: Path) -> None:
+    """Within the second that an end may take; nothing is left for who comes next."""
+    code = f"import tocsin; tocsin.init(service='shop', endpoint={server.address!r}, spool_dir={str(folder)!r}); 1 / 0"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=bare_environment(), capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, server.messages()) == (1, ["division by zero"])
+    assert "CRITICAL" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_a_forked_child_sends_by_a_connection_of_its_own(server: OtlpStandIn, folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, tocsin
+tocsin.init(service="shop", endpoint={server.address!r}, spool_dir={str(folder)!r})
+tocsin.track_error("parent, before")
+assert tocsin.flush(10)
+if os.fork() == 0:
+    tocsin.track_error("child")
+    assert tocsin.flush(10)
+    os._exit(0)
+os.wait()
+tocsin.track_error("parent, after")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=bare_environment(), check=True)
+
+    assert sorted(server.messages()) == ["child", "parent, after", "parent, before"]
+    by_pid: dict[int, set[int]] = {}
+    for request in server.requests:
+        for resource in request.resources:
+            by_pid.setdefault(resource["process.pid"], set()).add(request.connection)
+    parent, child = by_pid.values()
+    assert not parent & child
+
+
+def bare_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("TOCSIN_", "OTEL_"))} | {
+        "PYTHONPATH": str(Path(__file__).parents[2])
+    }
 
 
 # Many at once

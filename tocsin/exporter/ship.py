@@ -68,7 +68,8 @@ class Ship:
         records = [record for line in portion.lines if (record := self._record(line, portion)) is not None]
         if records:
             self._deliver(portion, records, portion.instance)
-        self._acknowledge(portion, portion.end)
+        if not records or records[-1].line.end < portion.end:
+            self._acknowledge(portion, portion.end)
         if not self._is_swept:
             self._is_swept = True
             with contained("sweeping the spool"):
@@ -198,9 +199,10 @@ class Ship:
         if status in _OF_THE_DATA:
             return f"the server answers {status}: {_said_in(answer)}"
         if status in (401, 403):
-            which = "TOCSIN_INGEST_TOKEN" if self._settings.ingest_token else "TOCSIN_TOKEN"
-            found = f"{which} is" if self._settings.ingest_token or self._settings.token else "no token is set; it is"
-            raise self._refusal(f"it answers {status}: {found} not what it takes; set TOCSIN_INGEST_TOKEN to its own")
+            held = "TOCSIN_INGEST_TOKEN" if self._settings.ingest_token else "TOCSIN_TOKEN"
+            has_one = self._settings.ingest_token or self._settings.token
+            wants = f"does not take this {held}" if has_one else "wants a token"
+            raise self._refusal(f"it answers {status}: it {wants}; set TOCSIN_INGEST_TOKEN to the server's")
         if status == 429 or status >= 500 or status == 408:
             raise StoreAway(f"{where} answers {status}", pause_s=_retry_after(answer))
         to = f", to go to {one_line(clean(answer.headers['location']), 100)}" if "location" in answer.headers else ""

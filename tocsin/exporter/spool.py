@@ -561,7 +561,8 @@ def _append_unflushed(orphan: Orphan, fd: int) -> None:
 def acknowledged(folder: Path, segment: str) -> int:
     """Up to which byte a server has a segment (its file's name without the ending), as far as is known here."""
     try:
-        return int((folder / f"{segment}.sent").read_bytes())
+        position = int((folder / f"{segment}.sent").read_bytes())
+        return position if 0 <= position <= (folder / f"{segment}.seg").stat().st_size else 0
     except (OSError, ValueError):
         return 0
 
@@ -574,9 +575,11 @@ def acknowledge(folder: Path, segment: str, position: int) -> None:
     """
     path = folder / f"{segment}.sent"
     new = path.with_suffix(".sent.new")
+    data = str(position).encode()
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(fd, str(position).encode())
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(fd)
     new.rename(path)
