@@ -423,6 +423,7 @@ def protobuf(body: dict[str, Any]) -> bytes:
 def _put_record(message: Any, record: dict[str, Any]) -> None:
     message.time_unix_nano = int(record.get("timeUnixNano", 0))
     message.severity_number = record.get("severityNumber", 0)
+    message.severity_text = record.get("severityText", "")
     _put_value(message.body, record.get("body") or {})
     _put_attributes(message.attributes, record.get("attributes", ()))
     message.trace_id = bytes.fromhex(record.get("traceId", ""))

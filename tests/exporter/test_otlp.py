@@ -190,6 +190,13 @@ def test_without_an_exception_the_severity_decides(level: str, number: int, is_e
     assert (reading.taken, len(reading.lines)) == (1, is_error)
 
 
+def test_a_severity_may_be_a_word_alone(door: Door) -> None:
+    """Some shippers of log files know no number."""
+    door.take(_logs(*[_log(severityNumber=0, severityText=word, body=_value(word)) for word in ("Error", "info", "")]))
+
+    assert door.one().message == "Error"
+
+
 def test_an_exception_is_an_error_at_any_severity_and_without_one(door: Door) -> None:
     door.take(_logs(_log(_exception(), severityNumber=0), _log(_exception("A", "b", ""), severityNumber=9)))
 
@@ -396,6 +403,18 @@ def test_the_span_of_an_error_that_its_process_has_sent_itself_is_no_second_one(
     door.take(_spans(_span("22" * 8, exceptions=[_exception(stack=OUTER)])))
 
     assert (door.one().id, door.one().mechanism) == (own, "asgi")
+
+
+def test_what_amends_an_error_of_another_tocsin_stands_behind_it(door: Door) -> None:
+    """Else there would be nothing yet to amend."""
+    own = "0198a7b2-0000-7000-8000-000000000001"
+    error = {"v": 1, "kind": "error", "id": own, "time_unix_nano": NOW_NS, "severity_number": 17, "attributes": {}}
+    amend = {"v": 1, "kind": "amend", "error_id": own, "severity": "critical"}
+
+    reading = door.take(_logs(*[_log({semconv.LINE: json.dumps(line)}) for line in (error, amend)]))
+
+    assert [json.loads(line)["kind"] for line in reading.lines] == ["error", "amend"]
+    assert (reading.taken, reading.ids) == (2, [own])
 
 
 # What is refused

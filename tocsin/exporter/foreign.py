@@ -383,6 +383,8 @@ def text_of(value: Any) -> str:
 
 def said_by_sender(error: Error, attributes: Mapping[str, Any]) -> None:
     """Take over what the sender itself decides of an error, where it is valid."""
+    if _SAID.isdisjoint(attributes):
+        return
     severity = attributes.get(semconv.SEVERITY)
     if isinstance(severity, str) and severity in _SEVERITIES:
         error.severity = Severity(severity)
@@ -399,6 +401,9 @@ def said_by_sender(error: Error, attributes: Mapping[str, Any]) -> None:
 
 
 _SEVERITIES = frozenset(Severity)
+_SAID = frozenset(
+    {semconv.SEVERITY, semconv.CATEGORY, semconv.HANDLED, semconv.MECHANISM, semconv.EXIT, semconv.CONTEXT}
+)
 
 
 def word_of(value: Any) -> str | None:

@@ -9,8 +9,8 @@ remembered for a while, within bounds.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tocsin import semconv
@@ -83,7 +83,7 @@ class Request:
         return self.start_ns - _SLACK_NS <= time_ns <= self.end_ns + _SLACK_NS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Told:
     """What the first line of an error said of it; what comes later and knows more amends it."""
 
@@ -97,12 +97,12 @@ class Told:
 
 @dataclass(slots=True)
 class _Trace:
-    """What is remembered of one trace in one service."""
+    """What is remembered of one trace in one service; most have one error and no more."""
 
     since_ns: int
-    requests: list[Request] = field(default_factory=list)
-    errors: dict[str, Told] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
+    requests: tuple[Request, ...] = ()
+    errors: tuple[Told, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 class Memory:
@@ -117,10 +117,10 @@ class Memory:
         """Remember a request; the errors that were told before it and belong to it."""
         trace = self._of(service, trace_id, now_ns)
         known = [one for one in trace.requests if one.span_id != request.span_id]
-        trace.requests = [*known[1 - MOST_OF_A_TRACE :], request]
+        trace.requests = (*known[1 - MOST_OF_A_TRACE :], request)
         return [
             error
-            for error in trace.errors.values()
+            for error in trace.errors
             if not error.has_request and nearest(trace.requests, error.span_id, error.time_ns) is request
         ]
 
@@ -132,23 +132,26 @@ class Memory:
     def tell(self, service: str, trace_id: str, error: Told, now_ns: int) -> Told | None:
         """Remember what is told of an error; what was told of it before, if it was."""
         trace = self._of(service, trace_id, now_ns)
-        before = trace.errors.get(error.id)
-        if before is None:
-            if len(trace.errors) >= MOST_OF_A_TRACE:
-                del trace.errors[next(iter(trace.errors))]
-            trace.errors[error.id] = error
-        return before
+        for before in trace.errors:
+            if before.id == error.id:
+                return before
+        trace.errors = (*trace.errors[1 - MOST_OF_A_TRACE :], error)
+        return None
 
     def call(self, service: str, trace_id: str, content_id: str, own_id: str, now_ns: int) -> None:
         """Remember that an error by its content has an id of its own, which its process gave it."""
         trace = self._of(service, trace_id, now_ns)
-        if len(trace.aliases) < MOST_OF_A_TRACE:
-            trace.aliases[content_id] = own_id
+        known = [pair for pair in trace.aliases if pair[0] != content_id]
+        trace.aliases = (*known[1 - MOST_OF_A_TRACE :], (content_id, own_id))
 
     def called(self, service: str, trace_id: str, content_id: str) -> str:
         """The id of an error: its own, if one was given to it, else that of its content."""
         trace = self._traces.get((service, trace_id))
-        return trace.aliases.get(content_id, content_id) if trace is not None else content_id
+        if trace is not None:
+            for content, own_id in trace.aliases:
+                if content == content_id:
+                    return own_id
+        return content_id
 
     def _of(self, service: str, trace_id: str, now_ns: int) -> _Trace:
         key = (service, trace_id)
@@ -191,7 +194,7 @@ class Family:
         return self._requests[span.trace_id, span.span_id]
 
 
-def nearest(requests: list[Request], span_id: str | None, time_ns: int) -> Request | None:
+def nearest(requests: Sequence[Request], span_id: str | None, time_ns: int) -> Request | None:
     """Of the requests of a trace the one that something belongs to; None where it might be of several."""
     for one in requests:
         if one.span_id == span_id:

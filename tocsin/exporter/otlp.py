@@ -234,6 +234,10 @@ class _Sheet:
         """Take a line that says something of an error: it counts for nothing before the error's own."""
         self._after.append(line)
 
+    def add_line(self, line: bytes) -> None:
+        """Take a line that is no error."""
+        self._after.append(line)
+
     @staticmethod
     def join(error: Error, request: Request | None) -> None:
         """Put the request that an error happened in beside it."""
@@ -253,7 +257,7 @@ class _Sheet:
         """A request has come: amend the errors that were told before it."""
         for error in self._memory.add_request(resource.service, trace_id, request, self.now_ns):
             is_worse = request.has_failed and error.handled is not False
-            self.reading.lines.append(
+            self.add_line(
                 foreign.amendment(
                     error.id,
                     resource,
@@ -284,7 +288,7 @@ class _Sheet:
         is_joined = told.has_request and not before.has_request
         if is_worse or is_unhandled or is_joined:
             keys = Request.keys() if is_joined else ()
-            self.reading.lines.append(
+            self.add_line(
                 foreign.amendment(
                     error.id,
                     error.resource,
@@ -312,20 +316,20 @@ def _exception_in(attributes: dict[str, Any]) -> tuple[str | None, str, str]:
 
     Loggers that know nothing of OpenTelemetry have it as ``err`` (pino) or as ``stack`` (winston).
     """
-    found = [attributes.pop(key, None) for key in _EXCEPTION]
-    if not any(found):
+    kind = attributes.pop(semconv.EXCEPTION_TYPE, None)
+    message = attributes.pop(semconv.EXCEPTION_MESSAGE, None)
+    stack = attributes.pop(semconv.EXCEPTION_STACKTRACE, None)
+    if not (kind or message or stack):
         for key in ("err", "error"):
             inner = attributes.get(key)
             if isinstance(inner, dict) and isinstance(inner.get("stack"), str):
-                found = [inner.get("type") or inner.get("name"), inner.get("message"), inner["stack"]]
                 del attributes[key]
+                kind, message, stack = inner.get("type") or inner.get("name"), inner.get("message"), inner["stack"]
                 break
         else:
-            if isinstance(stack := attributes.get("stack"), str):
-                found[2] = stack
-                del attributes["stack"]
-    kind, message, stack = map(foreign.text_of, found)
-    return shorten(kind, _MOST_OF_A_NAME) or None, message, stack
-
-
-_EXCEPTION = (semconv.EXCEPTION_TYPE, semconv.EXCEPTION_MESSAGE, semconv.EXCEPTION_STACKTRACE)
+            if isinstance(attributes.get("stack"), str):
+                stack = attributes.pop("stack")
+    if type(kind) is not str or len(kind) > _MOST_OF_A_NAME:
+        kind = shorten(foreign.text_of(kind), _MOST_OF_A_NAME)
+    message = message if type(message) is str else foreign.text_of(message)
+    return kind or None, message, stack if type(stack) is str else foreign.text_of(stack)

@@ -33,6 +33,7 @@ from tocsin.exporter.records import (
     Span,
     TooMuch,
     Unreadable,
+    severity_of,
 )
 from tocsin.exporter.scrub import BREADTH_LIMIT, DEPTH_LIMIT, LEFT_OUT
 
@@ -119,6 +120,7 @@ def _logs(records: list[Any], threshold: int) -> Iterator[Log | Malformed | None
         try:
             record = _object(one)
             number = _enum(record.get("severityNumber"), _SEVERITY_NAMES)
+            number = number or severity_of(_text(record.get("severityText")))
             attributes = _list(record.get("attributes"))
             if number < threshold and EXCEPTION.isdisjoint([_key(pair) for pair in attributes]):
                 yield None

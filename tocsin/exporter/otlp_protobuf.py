@@ -29,6 +29,7 @@ from tocsin.exporter.records import (
     Span,
     TooMuch,
     Unreadable,
+    severity_of,
 )
 from tocsin.exporter.scrub import BREADTH_LIMIT, DEPTH_LIMIT, LEFT_OUT
 
@@ -157,7 +158,7 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
 
 def _logs(records: Iterable[logs_pb2.LogRecord], threshold: int) -> Iterator[Log | Malformed | None]:
     for record in records:
-        number = record.severity_number
+        number = record.severity_number or severity_of(record.severity_text)
         if number < threshold and EXCEPTION.isdisjoint([one.key for one in record.attributes]):
             yield None
             continue

@@ -27,6 +27,18 @@ FAILED: Final = 2
 Record = TypeVar("Record")
 
 
+def severity_of(text: str) -> int:
+    """The number of a severity that only its word is given of; 0 for a word that says nothing."""
+    return _SEVERITIES.get(text[:16].upper(), 0)
+
+
+_SEVERITIES: Final = {
+    **dict.fromkeys(("WARN", "WARNING"), 13),
+    **dict.fromkeys(("ERROR", "ERR"), 17),
+    **dict.fromkeys(("FATAL", "CRITICAL", "CRIT", "ALERT", "EMERG", "EMERGENCY", "PANIC"), 21),
+}
+
+
 class Unreadable(TocsinError):
     """A body that is not what it says it is: its sender need not try again (400)."""
 

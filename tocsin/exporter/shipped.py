@@ -22,6 +22,7 @@ from tocsin.model import Severity
 
 MOST_FRAMES: Final = 200
 _NAME = 300
+_MOST_AROUND = 5
 _MOST_COUNTED = 2**40
 
 
@@ -106,7 +107,7 @@ def _own_words(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _frame(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Malformed("a frame that is no object")
-    return {
+    frame: dict[str, Any] = {
         "module": foreign.tidy(_text(found, "module"), _NAME),
         "function": foreign.tidy(_text(found, "function"), _NAME),
         "file": foreign.tidy(_text(found, "file"), 1024),
@@ -114,6 +115,10 @@ def _frame(found: Any) -> dict[str, Any]:
         "text": foreign.tidy(_text(found, "text"), 500),
         "in_app": found.get("in_app") is True,
     }
+    for key in ("before", "after"):  # the source around it, which only its own machine can read
+        if isinstance(lines := found.get(key), list):
+            frame[key] = [foreign.tidy(one, 500) for one in lines[:_MOST_AROUND] if isinstance(one, str)]
+    return frame
 
 
 def _amendment(content: Mapping[str, Any], resource: Resource) -> bytes:
