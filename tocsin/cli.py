@@ -192,13 +192,20 @@ def setup_telegram(arguments: argparse.Namespace) -> int:
 
 
 def migrate(arguments: argparse.Namespace) -> int:
-    """The database's tables, brought up to date."""
+    """The database's tables, brought up to date, and all rows of an early table grouped."""
+    from tocsin.exporter import early
     from tocsin.store import open_store
     from tocsin.store.migrate import migrate_now
 
-    store = open_store(Settings.load().database_url)
+    settings = Settings.load()
+    store = open_store(settings.database_url)
+
+    def say(line: str) -> None:
+        print(safe(line), flush=True)
+
     try:
-        version = migrate_now(store, say=lambda line: print(safe(line), flush=True))
+        version = migrate_now(store, say)
+        early.finish(store, settings.categories, say)
     finally:
         store.close_now()
     return _say(f"the database is up to date: schema {version}")
@@ -298,13 +305,6 @@ def test_alert(arguments: argparse.Namespace) -> int:
 # Errors and groups: what is there.
 
 
-@contextmanager
-def _store() -> Iterator[Store]:
-    """The database that the settings name, ready for use."""
-    from tocsin.store import open_store
-    from tocsin.store.engine import SqliteStore
-    from tocsin.store.migrate import prepare_now
-
 class Records(Protocol):
     """What is stored, by whichever way: `tocsin.local.Local`, `tocsin.remote.Remote`; the API's shapes."""
 
@@ -338,6 +338,13 @@ def _records() -> Iterator[Records]:
     with _store() as store, closing(Local(store)) as here:
         yield here
 
+
+@contextmanager
+def _store() -> Iterator[Store]:
+    """The database that the settings name, ready for use."""
+    from tocsin.store import open_store
+    from tocsin.store.engine import SqliteStore
+    from tocsin.store.migrate import prepare_now
 
     settings = Settings.load()
     store = open_store(settings.database_url)
