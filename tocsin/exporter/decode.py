@@ -109,8 +109,12 @@ class Known:
         self._traces: OrderedDict[tuple[str | None, str], _Trace] = OrderedDict()
         self._source: tuple[Mapping[str, Any], Source] | None = None
 
-    def trace(self, exception_type: str | None, stack: str) -> _Trace:
+    def __len__(self) -> int:
+        return len(self._traces)
+
+    def trace(self, exception_type: str | None, message: str, stack: str) -> _Trace:
         """The frames of a stack and what follows from them."""
+        stack = _without_message(exception_type, message, stack)
         key = exception_type, stack
         trace = self._traces.get(key)
         if trace is not None:
@@ -151,7 +155,7 @@ def decode(
     Raises:
         KeyError, TypeError, ValueError: the line is not what capture writes.
     """
-    known = known or Known()
+    known = Known() if known is None else known
     if isinstance(resource := content.get("resource"), dict) and content.get("kind") != "segment":
         source = known.source(resource)
     match content.get("kind"):
@@ -188,7 +192,7 @@ def _error(
     mechanism = attributes.get(semconv.MECHANISM)
     handled = attributes.get(semconv.HANDLED)
     stored: list[dict[str, Any]] = attributes.get(semconv.FRAMES) or []
-    trace = _trace_of(stored) if stored else known.trace(exception_type, stack) if stack else _NO_TRACE
+    trace = _trace_of(stored) if stored else known.trace(exception_type, message, stack) if stack else _NO_TRACE
 
     bases = attributes.get(semconv.EXCEPTION_BASES) or {}
     verdict = classify.classify(
@@ -216,9 +220,9 @@ def _error(
     context.update((key, value) for key, value in attributes.items() if key not in _CONSUMED)
     if stored:
         # Another machine's paths are not ours to read.
-        context[semconv.FRAMES] = stored if is_foreign else _with_source(stored)
+        context[semconv.FRAMES] = stored if is_foreign else with_source(stored)
     elif trace.frames:
-        context[semconv.FRAMES] = trace.packed if is_foreign else _with_source([_shown(one) for one in trace.frames])
+        context[semconv.FRAMES] = trace.packed if is_foreign else with_source([_shown(one) for one in trace.frames])
 
     return ErrorRecord(
         id=str(UUID(content["id"])) if is_foreign else str(content["id"]),
@@ -251,6 +255,15 @@ def _error(
         from_outside=is_foreign,
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
+
+
+def _without_message(exception_type: str | None, message: str, stack: str) -> str:
+    """What errors of one place share of their stacks: the message stands at the end, or of Node's at the start."""
+    said = f"{(exception_type or '').rpartition('.')[2]}: {message}"
+    if stack.startswith(said):
+        return stack[len(said) :]
+    stack = stack.rstrip("\n")
+    return stack[: -len(message)] if message and stack.endswith(said) else stack
 
 
 def _trace(exception_type: str | None, stack: str) -> _Trace:
@@ -333,7 +346,7 @@ SOURCE_LINES = 5  # around a line
 SOURCE_FRAMES = 10  # the innermost of the team's own
 
 
-def _with_source(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_source(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Frames with the source lines around the team's own, where the file still says what it said.
 
