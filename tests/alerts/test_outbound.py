@@ -308,7 +308,7 @@ async def test_an_answer_that_is_none_is_unclear_and_over_in_time(answer: bytes,
     async with peer(answer, ends=ends) as server:
         url = f"http://user:s3cret-pass@127.0.0.1:{server.port}/token-123"
         with pytest.raises(Unreachable) as caught:
-            await outbound.post(url, json={}, allow_private=True, timeout_s=0.3)
+            await outbound.post(url, json={}, allow_private=True, timeout_s=1.0)
 
     assert caught.value.unclear
     assert "s3cret" not in str(caught.value) and "token" not in str(caught.value)

@@ -93,7 +93,7 @@ class Moved(DeliveryError):
 
 def scrubbed(problem: BaseException | str, settings: Settings, *more: str) -> str:
     """What went wrong, on one line, with none of our secrets in it, nor of those that are added."""
-    text = one_line(clean(str(problem) or type(problem).__name__, 300), 300)
-    for secret in (*settings.secrets(), *more):
+    text = str(problem) or type(problem).__name__
+    for secret in (*settings.secrets(), *more):  # before it is cut: half of a secret is too much
         text = text.replace(secret, "[secret]")
-    return text
+    return one_line(clean(text, 300), 300)

@@ -76,7 +76,7 @@ class Server:
     @property
     def shown(self) -> str:
         """As texts name it."""
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def server_of(settings: Settings) -> Server:

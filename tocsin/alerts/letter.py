@@ -90,7 +90,7 @@ def write(subject: Subject, settings: Settings, now: datetime, *, to: str) -> Le
 
 def header(text: str) -> str:
     """Foreign text as a header can hold it: one line, at most 200 characters, nothing that is decoded again."""
-    return one_line(clean(text, 2 * SUBJECT_LIMIT), SUBJECT_LIMIT).replace("=?", "= ?")
+    return one_line(clean(text, 2 * SUBJECT_LIMIT).replace("=?", "= ?"), SUBJECT_LIMIT)
 
 
 def _one(subject: Subject, settings: Settings, texts: Texts, now: datetime, to: str) -> Letter:

@@ -247,7 +247,7 @@ async def post(
         async with (
             asyncio.timeout(timeout_s),
             httpcore.AsyncConnectionPool(
-                ssl_context=await asyncio.to_thread(ssl.create_default_context),
+                ssl_context=await _trust() if place.scheme == "https" else None,
                 network_backend=network or Guarded(allow_private=allow_private),
                 max_keepalive_connections=0,
             ) as pool,
@@ -287,8 +287,7 @@ async def reach(
             stream = await backend.connect_tcp(place.host, place.port, timeout_s)
             try:
                 if place.scheme == "https":
-                    context = await asyncio.to_thread(ssl.create_default_context)
-                    stream = await stream.start_tls(context, place.host, timeout_s)
+                    stream = await stream.start_tls(await _trust(), place.host, timeout_s)
             finally:
                 await stream.aclose()
     except (TimeoutError, httpcore.TimeoutException):
@@ -296,6 +295,11 @@ async def reach(
     except (httpcore.NetworkError, OSError) as problem:
         raise Unreachable(f"{place.shown}: {_cause(problem)}") from None
     return place
+
+
+async def _trust() -> ssl.SSLContext:
+    """The system's trust; read in a thread, since it takes a while."""
+    return await asyncio.to_thread(ssl.create_default_context)
 
 
 def _explicit(place: Place) -> int | None:
