@@ -403,6 +403,20 @@ def test_both_languages_say_the_same() -> None:
     assert links(english) == links(russian)
 
 
+def test_every_command_of_a_page_is_one_that_tocsin_takes() -> None:
+    """With whatever stands before it: a folder, another user, a container."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    found = [match[1] for line in lines if (match := re.search(r"(?:^ *|bin/|exec server )(tocsin [a-z-][^']*)", line))]
+
+    commands = [shlex.split(command) for command in found]
+    assert {command[1] for command in commands} >= {"run", "setup", "check", "migrate", "--version"}
+    for command in commands:
+        if command[1:] == ["--version"]:
+            continue
+        assert taken(command)
+
+
 def test_the_russian_page_is_russian() -> None:
     text = re.sub(r"```.*?```|`[^`]*`", "", PAGES[1].read_text(), flags=re.DOTALL)
 

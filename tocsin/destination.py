@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from tocsin.settings import Settings
@@ -37,7 +38,7 @@ def told(settings: Settings) -> str:
         return _within(lambda: _endpoint(endpoint), f"{_shown(endpoint)}, {_waiting(settings)}")
     shown = settings.shown_database()
     ask = _sqlite if shown.startswith("SQLite ") else _postgres
-    return _within(lambda: f"{shown}, {ask(settings)}", f"{shown}, {_waiting(settings)}")
+    return _within(lambda: ", ".join(filter(None, [shown, ask(settings)])), f"{shown}, {_waiting(settings)}")
 
 
 def _within(ask: Callable[[], str], otherwise: str) -> str:
@@ -112,18 +113,22 @@ def _name(user_id: int) -> str:
 
 def _postgres(settings: Settings) -> str:
     try:
-        import asyncpg  # noqa: F401, PLC0415  (an optional library)
+        import asyncpg  # noqa: PLC0415  (an optional library)
     except ImportError:
         return "but its driver is missing: pip install 'tocsin[postgres]'"
     import asyncio  # noqa: PLC0415  (half of the time that this takes)
 
-    return _READS if asyncio.run(_asked(settings.database_url)) else _SILENT
+    try:
+        return _READS if asyncio.run(_asked(settings.database_url)) else _SILENT
+    except (ValueError, asyncpg.InterfaceError):  # an address that only the store can read
+        return ""
 
 
 async def _asked(database_url: str) -> bool:
     import asyncpg  # noqa: PLC0415
 
-    connection = await asyncpg.connect(_address(database_url), timeout=LIMIT_S, statement_cache_size=0)
+    arguments = _arguments(database_url)
+    connection = await asyncpg.connect(**arguments, timeout=LIMIT_S, statement_cache_size=0)
     try:
         # In a transaction: behind a pooler the parts of a query would else meet different sessions.
         async with connection.transaction(readonly=True):
@@ -136,14 +141,23 @@ async def _asked(database_url: str) -> bool:
         connection.terminate()
 
 
-def _address(database_url: str) -> str:
+_DRIVER_READS = ("host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey")
+
+
+def _arguments(database_url: str) -> dict[str, Any]:
     """The address with what asyncpg knows of libpq's parameters; hosters print others too."""
     parts = urlsplit(database_url)
     query = dict(parse_qsl(parts.query))
-    mode = query.get("sslmode") or query.get("ssl")
-    known = {"host": query.get("host"), "sslmode": {"true": "require", "false": "disable"}.get(mode or "", mode)}
-    kept = urlencode({name: value for name, value in known.items() if value})
-    return f"postgresql://{parts.netloc}{parts.path}{'?' if kept else ''}{kept}"
+    mode = query.pop("ssl", query.get("sslmode", ""))
+    query["sslmode"] = mode = {"true": "require", "false": "disable"}.get(mode, mode)
+    arguments: dict[str, Any] = {}
+    if mode.startswith("verify") and query.get("sslrootcert", "system") == "system":
+        import ssl  # noqa: PLC0415
+
+        arguments["ssl"] = ssl.create_default_context()
+        query["sslmode"] = query["sslrootcert"] = ""
+    kept = urlencode({name: query[name] for name in _DRIVER_READS if query.get(name)})
+    return arguments | {"dsn": f"postgresql://{parts.netloc}{parts.path}{'?' if kept else ''}{kept}"}
 
 
 # A server.
