@@ -122,6 +122,23 @@ def test_others_on_the_way_can_read_it_too(server: OtlpStandIn, folder: Path) ->
     assert (record.trace_id.hex(), record.span_id.hex()) == (raw["trace_id"], raw["span_id"])
 
 
+def test_the_source_around_a_frame_travels_with_it(server: OtlpStandIn, folder: Path, tmp_path: Path) -> None:
+    """Only the service's own machine can read it; a file that says something else by now is not shown."""
+    file = tmp_path / "shop.py"
+    file.write_text("def order():\n    phone = {}\n    return phone['number']\n\norder()\n")
+    frame = {"module": "shop", "function": "order", "file": str(file), "line": 3, "in_app": True}
+    frames: Any = {"tocsin.frames": [frame | {"text": "return phone['number']"}, frame | {"text": "return 1"}]}
+    with shipping(server.address, folder) as service:
+        service.spool.append(error_line("no number", **frames))
+        service.drain.wake()
+        eventually(lambda: service.drain.stored)
+
+    shown, changed = server.of_kind("error")[0]["attributes"]["tocsin.frames"]
+    assert shown["before"] == ["def order():", "    phone = {}"]
+    assert shown["after"] == ["", "order()"]
+    assert changed == frame | {"text": "return 1"}
+
+
 def test_amendments_and_counts_travel_too(server: OtlpStandIn, folder: Path) -> None:
     error_id = uuid7()
     with shipping(server.address, folder) as service:
@@ -595,7 +612,11 @@ def test_what_a_service_captures_is_stored_by_a_server_as_it_would_be_without(
 ) -> None:
     """Mild or grave, amended, counted in a storm; with the process that it is from."""
     mild, counted = uuid7(), uuid7()
-    line = json.loads(error_line("mild", mild, **{"tocsin.handled": True})) | {"severity_number": 13}
+    source = tmp_path / "shop.py"
+    source.write_text("def order():\n    return 1 / 0\n")
+    frame = {"module": "shop", "function": "order", "file": str(source), "line": 2, "text": "return 1 / 0"}
+    attributes: Any = {"tocsin.handled": True, "tocsin.frames": [frame | {"in_app": True}]}
+    line = json.loads(error_line("mild", mild, **attributes)) | {"severity_number": 13}
     settings = Settings(database_url=database_url, spool_dir=str(tmp_path / "server"), ingest_token="right")
     with open_house(settings) as address, shipping(address, folder, ingest_token="right") as service:
         service.spool.append(json.dumps(line).encode() + b"\n")
@@ -618,6 +639,7 @@ def test_what_a_service_captures_is_stored_by_a_server_as_it_would_be_without(
     assert (row.id, row.severity, row.category, row.handled) == (mild, "critical", "billing", True)
     assert (row.service, row.environment, row.release, row.instance_id) == ("shop", "production", "1.2", "i-1")
     assert (row.exception_type, row.mechanism) == ("ValueError", "asgi")
+    assert row.context["tocsin.frames"][0]["before"] == ["def order():"]
     (instance,) = known()
     assert (instance.id, instance.service, instance.host, instance.pid) == ("i-1", "shop", "h", 7)
 

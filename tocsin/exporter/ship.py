@@ -113,9 +113,11 @@ class Ship:
         if content.get("kind") not in _KINDS:
             return None
         text = line.raw.decode("utf-8", "backslashreplace").rstrip("\n")
-        if content["kind"] == "repeats" and "id" not in content:
-            text = _encode({**content, "id": _id_of(portion.segment, line.end)})
         try:
+            if content["kind"] == "repeats" and "id" not in content:
+                text = _encode({**content, "id": _id_of(portion.segment, line.end)})
+            elif content["kind"] == "error" and not content.get("door"):
+                text = _with_source(content, text)
             return _Record(line, _resource_of(content, portion), _log_record(content, text))
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             self._set_aside(line, f"{type(problem).__name__}: {problem}")
@@ -280,6 +282,16 @@ def _log_record(content: Mapping[str, Any], line: str) -> dict[str, Any]:
         if isinstance(value := content.get(key), str):
             record[name] = value
     return record
+
+
+def _with_source(content: Mapping[str, Any], text: str) -> str:
+    """The line with the source around the team's own frames, which only this machine can read; else as it is."""
+    attributes = content["attributes"]
+    frames = attributes.get(semconv.FRAMES)
+    if not isinstance(frames, list) or (shown := decoding.with_source(frames)) == frames:
+        return text
+    longer = _encode({**content, "attributes": {**attributes, semconv.FRAMES: shown}})
+    return longer if len(longer) < spooling.LINE_BYTES else text
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
