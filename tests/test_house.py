@@ -65,6 +65,7 @@ OPTIONAL = {
 LATE = {
     "__init__.py": "",  #  the front door, so that it is light
     "cli.py": "",  #  so that a command loads what it needs
+    "watch.py": "deaths",  #  what only waits shall stay small
     "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "instrumentation/startup/sitecustomize.py": "instrumentation",  # nothing of ours may stop an interpreter
@@ -163,9 +164,9 @@ HEAVY = (
     [
         "import tocsin",
         "import tocsin, os; os.environ['TOCSIN_DATABASE_URL'] = 'sqlite:///t.db'; tocsin.init(service='shop')",
-    ],
         "import tocsin; tocsin.init(service='shop', endpoint='http://127.0.0.1:9');"
         "tocsin.track_error('a'); tocsin.shutdown()",
+    ],
 )
 def test_a_service_that_only_captures_loads_little(code: str, tmp_path: Path) -> None:
     """No database library before the first error or where a server takes it, and never a bot or a web server."""

@@ -190,7 +190,8 @@ def _database_url(value: str) -> str:
         return value
     try:
         parts = urlsplit(value)
-        _ = parts.port
+        hosts = parts.netloc.rpartition("@")[2].split(",")  # several, for who has a standby
+        _ = [urlsplit(f"//{host}").port for host in hosts]
     except ValueError:
         # Not what Python says: it would show a part of the password.
         raise ValueError("the port is no number; a / or @ in a password is written %2F or %40") from None
@@ -366,8 +367,8 @@ class Settings:
         parts = urlsplit(self.database_url)
         if parts.scheme.startswith("sqlite"):
             return "SQLite " + self.database_url.split("://", 1)[1].split("?", 1)[0].removeprefix("/")
-        host = parts.hostname or dict(parse_qsl(parts.query)).get("host", "")
-        return f"PostgreSQL {host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        hosts = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
+        return f"PostgreSQL {hosts}{parts.path}"
 
     def rings_in(self, environment: str) -> bool:
         """Whether errors of that environment may ring (`alert_environments`)."""
@@ -416,7 +417,7 @@ def as_text(value: Any) -> str:
 
 
 # Names read elsewhere: by `tocsin run` for its child, and by the tests.
-_NOT_SETTINGS = {"TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED"}
+_NOT_SETTINGS = {"TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED", "TOCSIN_TOLD"}
 
 # Settings that may stand under another name of the standard, weakest of all.
 _STANDARD = {"service": "OTEL_SERVICE_NAME"}
