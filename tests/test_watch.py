@@ -183,6 +183,31 @@ def test_streams_pass_byte_for_byte(tmp_path: Path, sqlite_url: str) -> None:
     assert done.stderr.partition(b"\n")[2] == data
 
 
+def test_a_stderr_that_does_not_wait_loses_nothing(tmp_path: Path, sqlite_url: str) -> None:
+    """Who shares the file may have made it so; a reader that is slow then is waited for."""
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    with running(tmp_path, sqlite_url, "sh", "-c", "seq 50000 >&2", stderr=theirs) as process:
+        os.close(theirs)
+        with open(ours, "rb") as reader:
+            said = reader.read().partition(b"\n")[2]
+        assert process.wait(20) == 0
+
+    assert said.split() == [b"%d" % number for number in range(1, 50_001)]
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("program", ["sh -c 'echo up; exit 3'", "python -c 'print(\"up\"); raise SystemExit(3)'"])
+def test_a_stderr_that_cannot_be_written_stops_no_program(
+    program: str, stderr: str, tmp_path: Path, sqlite_url: str
+) -> None:
+    command = f"exec {sys.executable} -m tocsin run -- {program} {stderr}"
+
+    done = run_command(tmp_path, ["sh", "-c", command], sqlite_url)
+
+    assert (done.returncode, done.stdout) == (3, "up\n")
+
+
 def test_stderr_comes_without_delay(tmp_path: Path, sqlite_url: str) -> None:
     """A question without an end of line is seen before it is answered."""
     with running(tmp_path, sqlite_url, "sh", "-c", "printf 'sure? ' >&2; read answer; exit 0") as process:

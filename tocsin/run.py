@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from tocsin import destination
 from tocsin.settings import Settings, git_release, service_name
@@ -51,10 +51,9 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
     _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
     if not is_instrumented:
         _say(f"only the program's end is watched, since its Python has no tocsin: {python} -m pip install tocsin")
-    sys.stderr.flush()
+    if python is None or not is_instrumented:
+        _become_watcher(command, settings, environ)
     try:
-        if sys.executable and shutil.which(command[0]) and (python is None or not is_instrumented):
-            _become_watcher(command, settings, environ)
         os.execvpe(command[0], list(command), environ)  # noqa: S606
     except FileNotFoundError:
         _say(f"there is no program {command[0]!r}")
@@ -64,12 +63,16 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
         return 126
 
 
-def _become_watcher(command: Sequence[str], settings: Settings, environ: dict[str, str]) -> NoReturn:
+def _become_watcher(command: Sequence[str], settings: Settings, environ: dict[str, str]) -> None:
+    """Returns where there is nothing to watch, or nobody who could: then the program runs as it is, or says why not."""
+    if not (sys.executable and shutil.which(command[0])):
+        return
     environ.setdefault("OTEL_SERVICE_NAME", environ["TOCSIN_SERVICE"])  # the same name by way of another SDK
     environ["TOCSIN_TOLD"] = str(Path(settings.spool_dir).absolute() / f"{os.getpid()}.told")
+    path = {"TOCSIN_RUN_PATH": os.pathsep.join(sys.path)}
     # An interpreter of its own: what this one has loaded would stay in memory for as long as the program runs.
-    environ["TOCSIN_RUN_PATH"] = os.pathsep.join(sys.path)
-    os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ)  # noqa: S606
+    with suppress(OSError):
+        os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ | path)  # noqa: S606
 
 
 def _python_of(program: str) -> Path | None:
@@ -91,7 +94,7 @@ def interpreter_of(program: Path) -> Path | None:
     words = head[0][2:].split()
     if len(head) > 1 and head[1].startswith("'''exec' "):
         # An installer writes a shell's line where the way to the interpreter is long or has spaces.
-        words = shlex.split(head[1].removeprefix("'''exec' "))[:1]
+        words = re.findall(r'"([^"]+)"|(\S+)', head[1].removeprefix("'''exec' "))[0]
     named = next((word for word in words if _is_python(word.rpartition("/")[2])), None)
     return Path(shutil.which(named) or named) if named else None
 
@@ -110,10 +113,12 @@ def has_tocsin(python: Path) -> bool:
     if prefix == Path(sys.prefix):
         return True
     places = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    for base in (prefix, Path.home() / ".local"):
+    for base in (prefix, Path(os.environ.get("HOME", "/")) / ".local"):
         places += base.glob("lib/python3*/*-packages")
     return any(True for place in places for _ in place.glob("tocsin*"))
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"tocsin: {text}\n")
+    with suppress(Exception):  # stderr may be closed, or its disk full: the program starts all the same
+        sys.stderr.write(f"tocsin: {text}\n")
+        sys.stderr.flush()
