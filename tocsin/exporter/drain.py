@@ -30,7 +30,7 @@ from tocsin.model import Instance
 from tocsin.settings import Settings
 from tocsin.text import one_line
 
-BATCH_LINES = 500
+BATCH_LINES = 1000
 BATCH_BYTES = 2 * 2**20
 IDLE_S = 1.0
 STORM_S = 0.25
@@ -250,18 +250,19 @@ class Drain:
     def _store_some(self, segment: _Segment, *, is_final: bool) -> bool:
         """Store the next lines of a segment; False when there are none."""
         if segment.source is None:
-            head = spooling.read_segment(segment.path, max_bytes=spooling.LINE_BYTES)
+            head = spooling.read_segment(segment.path, max_bytes=spooling.LINE_BYTES, max_lines=1)
             if not head:
                 return False
             segment.source = decoding.Source.of(head[0].content or {})
         if segment.position is None:
             segment.position = self._sink.position(segment.name)
-        lines = spooling.read_segment(segment.path, segment.position, max_bytes=BATCH_BYTES, is_final=is_final)
+        lines = spooling.read_segment(
+            segment.path, segment.position, max_bytes=BATCH_BYTES, max_lines=BATCH_LINES, is_final=is_final
+        )
         if not lines:
             return False
         if segment.position == 0 and len(lines) == 1 and not is_final:
             return False  # only the header yet: nothing that is worth a connection
-        lines = lines[:BATCH_LINES]
         source = segment.source
         instance = self._report(source.instance, segment.orphan) if source.instance is not None else None
         portion = Portion(segment=segment.name, start=segment.position, lines=lines, source=source, instance=instance)

@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count, islice, repeat
 from operator import setitem
 from pathlib import Path
 from typing import Any, Final
@@ -399,7 +399,14 @@ class Line:
     end: int
 
 
-def read_segment(path: Path, position: int = 0, *, max_bytes: int = 4 * 2**20, is_final: bool = False) -> list[Line]:
+def read_segment(
+    path: Path,
+    position: int = 0,
+    *,
+    max_bytes: int = 4 * 2**20,
+    max_lines: int | None = None,
+    is_final: bool = False,
+) -> list[Line]:
     """
     The lines of a segment from a position on, oldest first.
 
@@ -410,6 +417,7 @@ def read_segment(path: Path, position: int = 0, *, max_bytes: int = 4 * 2**20, i
         path: JSON lines in UTF-8, at most 256 KiB each; not trusted.
         position: bytes to skip; a place where a line begins.
         max_bytes: how much to read at once, so that a long outage cannot fill the memory.
+        max_lines: how many of them are wanted; the rest is not looked at.
         is_final: the process that wrote it is gone.
     """
     try:
@@ -419,7 +427,7 @@ def read_segment(path: Path, position: int = 0, *, max_bytes: int = 4 * 2**20, i
     except FileNotFoundError:
         return []
     lines: list[Line] = []
-    for raw in _split(data):
+    for raw in islice(_split(data), max_lines):
         position += len(raw)
         if not raw.endswith(b"\n"):
             is_endless = not lines and len(data) >= max_bytes  # no line is so long: it is broken, and passed
