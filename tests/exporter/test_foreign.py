@@ -350,6 +350,8 @@ def test_a_clock_that_is_wrong_is_put_right() -> None:
     line: dict[str, Any] = {"kind": "error", "id": OWN_ID, "time_unix_nano": NOW_NS - 3_601 * 10**9, "attributes": {}}
 
     assert _shipped(an_hour_behind, **line)["time_unix_nano"] == NOW_NS - 10**9
+    count: dict[str, Any] = {"kind": "repeats", "error_id": OWN_ID, "to": 1, "time_ns": NOW_NS - 3_601 * 10**9}
+    assert _shipped(an_hour_behind, **count)["time_ns"] == NOW_NS - 10**9
     assert _shipped(a_moment_ago, **line)["time_unix_nano"] == line["time_unix_nano"]
 
 

@@ -571,6 +571,13 @@ def test_json_of_many_small_parts_is_refused_before_it_is_read(unit: bytes) -> N
         otlp_json.loads(b"[" + unit * 350_000 + b"0]")
 
 
+def test_json_that_is_nested_deeper_than_any_sensible_one_is_refused_before_it_is_read() -> None:
+    """Also where Python could still read it."""
+    assert otlp_json.loads(b"[" * 150 + b"]" * 150)
+    with pytest.raises(Unreadable):
+        otlp_json.loads(b"[" * 151 + b"]" * 151)
+
+
 def test_brackets_in_texts_are_not_nesting() -> None:
     """Nor are quotes behind a backslash ends of a text."""
     text = '[[[{{{"\\' * 1_000
