@@ -13,6 +13,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,27 @@ class PostgresServer:
             self._process.send_signal(signal.SIGQUIT if at_once else signal.SIGINT)
             self._process.wait(_START_S)
             self._process = None
+
+    @contextmanager
+    def standby(self) -> Iterator[PostgresServer]:
+        """Another server that follows this one until it is promoted; it takes no writes before."""
+        other = PostgresServer.__new__(PostgresServer)
+        other._folder = Path(tempfile.mkdtemp(prefix="tocsin-postgres-"))
+        other._user, other._binaries, other._tls, other._process = self._user, self._binaries, {}, None
+        other.port = free_port()
+        if other._user is not None:
+            shutil.chown(other._folder, other._user)
+        source = f"host=127.0.0.1 port={self.port} user=postgres"
+        other._run("pg_basebackup", "-D", other._data, "-R", "-X", "stream", "-c", "fast", "-d", source)
+        try:
+            other.start()
+            yield other
+        finally:
+            other.close()
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._run("pg_ctl", "promote", "-D", self._data)
 
     def close(self) -> None:
         self.stop(at_once=True)
