@@ -1,7 +1,7 @@
 """
 From `raise` in a service to the HTTP request at Telegram, with service and server as two processes.
 
-    python -m benchmarks.journey [--errors 100] [sqlite|postgresql …]
+    python -m benchmarks.journey [--errors 100] [sqlite|postgresql|pgbouncer …]
 
 Different errors, one after another, each after the message of the one before. What limits messages
 (folding, so many a minute) is set high, since it is the way that is measured; each step's share is
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
+from tests.pgbouncer import pgbouncer
 from tests.postgres import PostgresServer
 from tests.raising import RaisingService
 from tests.standin.telegram import TOKEN, TelegramStandIn
@@ -113,7 +114,11 @@ def _database(name: str) -> Iterator[str]:
         return
     server = PostgresServer()
     try:
-        yield server.url
+        if name == "pgbouncer":
+            with pgbouncer(server, pool_size=5) as url:
+                yield url
+        else:
+            yield server.url
     finally:
         server.close()
 
