@@ -491,10 +491,11 @@ def test_notes_of_segments_that_are_gone_are_swept(server: OtlpStandIn, folder: 
     assert list(folder.iterdir()) == []
 
 
-def test_a_connection_that_rested_too_long_is_made_anew(server: OtlpStandIn, folder: Path) -> None:
+def test_a_connection_that_rested_too_long_is_made_anew(
+    server: OtlpStandIn, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The server has closed it meanwhile, without a word."""
-    closing = Answer(keeps=True, headers={"Connection": "close"})
-    server.next(closing)
+    server.next(Answer(keeps=True, hangs_up=True))
     with shipping(server.address, folder) as service:
         service.error("first")
         eventually(lambda: service.drain.stored == 1)
@@ -502,6 +503,7 @@ def test_a_connection_that_rested_too_long_is_made_anew(server: OtlpStandIn, fol
         eventually(lambda: service.drain.stored == 2)
 
     assert server.messages() == ["first", "second"]
+    assert "away" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["half-open", "silent", "dripping"])

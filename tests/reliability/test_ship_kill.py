@@ -81,7 +81,7 @@ def kill_many_times(url: str, folder: Path, *, services: int, servers: int, seed
         for number in range(services):
             victims.start()
             if number in when:
-                eventually(lambda: list((folder / "server").glob("*.seg")), 40)  # it is at work
+                server.until_ready()
                 time.sleep(chance.uniform(0.0, 1.0))
                 server.process.kill()
                 server.process.wait()
@@ -135,13 +135,12 @@ def compare(url: str, victims: Services, killed: int) -> str:
 
 
 def test_what_was_captured_survives_kills_on_both_ends(database_url: str, tmp_path: Path) -> None:
-    kill_many_times(database_url, tmp_path, services=4, servers=1, seed=1)
+    kill_many_times(database_url, tmp_path, services=3, servers=1, seed=1)
 
 
 @pytest.mark.gate
 def test_what_was_captured_survives_a_hundred_kills_of_services_and_twenty_of_servers(
-    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database_url: str, tmp_path: Path
 ) -> None:
-    said = kill_many_times(database_url, tmp_path, services=100, servers=20, seed=100)
-    with capsys.disabled():
-        print(f"\n{database_url.partition(':')[0]}: {said}")
+    """Prints its counts; `-rP` shows them."""
+    print(kill_many_times(database_url, tmp_path, services=100, servers=20, seed=100))

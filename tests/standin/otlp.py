@@ -39,6 +39,7 @@ class Answer:
     after_s: float = 0.0  #         wait before the answer
     cut: bool = False  #            the connection is reset in the middle of the answer
     dripping: bool = False  #       a byte now and then, for ever
+    hangs_up: bool = False  #       the connection is closed after the answer, without a word before
     refuses: Refuses | None = None  #  lines that make the whole request wrong (`status`), or are left out (200)
 
 
@@ -207,6 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
                     break
         else:
             self.wfile.write(data)
+            self.close_connection = self.close_connection or answer.hangs_up
 
     def log_message(self, *args: Any) -> None:
         """Nothing is logged."""
