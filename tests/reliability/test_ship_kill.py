@@ -78,6 +78,7 @@ def kill_many_times(url: str, folder: Path, *, services: int, servers: int, seed
     killed = 0
     victims = Services(folder, f"http://127.0.0.1:{port}")
     try:
+        server.until_ready()  # before the services take all of the machine
         for number in range(services):
             victims.start()
             if number in when:
