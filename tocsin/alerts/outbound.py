@@ -184,7 +184,8 @@ class Guarded(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError) as problem:
             raise httpcore.ConnectError(f"its name cannot be resolved: {_cause(problem)}") from None
         if not self._allow_private and (closed := next((one for one in found if not is_open(one)), None)):
-            raise Closed(f"{host} leads to {closed}, which is no address of the open internet")
+            leads = closed if closed == host else f"{host} leads to {closed}, which"
+            raise Closed(f"{leads} is no address of the open internet")
         failed: Exception = httpcore.ConnectError("its name has no address")
         tried = found[:_ADDRESSES_TRIED]
         for address in tried:
