@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from json.encoder import encode_basestring
 from typing import Any
 
 import pytest
 
+from tests import hostile
 from tests.hostile import NOW_NS
 from tocsin import semconv
 from tocsin.exporter import foreign, posted, shipped
-from tocsin.exporter.foreign import NO_STACK, Error, Resource, Stacks, content_id, merge, resource_of
+from tocsin.exporter.foreign import NO_STACK, Error, Resource, Stacks, content_id, merge, resource_of, tidy
+from tocsin.exporter.frames import outline
 from tocsin.exporter.records import Malformed, Unreadable
 from tocsin.exporter.spool import LINE_BYTES
 from tocsin.failures import BadInput
 from tocsin.model import Severity
+from tocsin.text import STACK_LIMIT
 
 SHOP = resource_of({"service.name": "shop"})
 TRACE = "ab" * 16
@@ -171,10 +175,33 @@ def test_stacks_are_kept_within_bounds() -> None:
     """A sender with ever new stacks takes no more memory than one with few."""
     stacks = Stacks(limit=10_000)
     for at in range(1_000):
-        stacks.get(f"{at}" + "x" * 100)
+        stacks.get("Error: x\n    at " + f"{at}" + "x" * 100)
 
-    assert sum(len(text) for text in stacks._known) <= 10_000
-    assert stacks.get("y" * 9_000) is not stacks.get("y" * 9_000)
+    assert 0 < sum(len(before) + len(after) for before, after in stacks._known) <= 10_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        INNER,
+        OUTER,
+        INNER.replace("7 is gone", "7\n  is\ngone"),
+        INNER + "\nDuring handling of the above exception, another exception occurred:\n\n" + OUTER,
+        INNER.replace("7 is gone", "remote:\n" + OUTER),
+        '  + Exception Group Traceback (most recent call last):\n  |   File "/a.py", line 1, in f\n  | G: both\n',
+        "TypeError: x\n    at f (/a.js:1:2)\n    at g (/b.js:1:2)",
+        "x\ny\n    at f (/a.js:1:2)",
+        "no stack",
+        "",
+    ],
+)
+def test_a_stack_in_parts_is_the_stack(text: str) -> None:
+    """Only its message is looked at each time; what comes out is the same as of the whole."""
+    stacks = Stacks()
+
+    for made in (stacks.get(text), stacks.get(text)):
+        assert json.loads(made.encoded) == text
+        assert made.outline == outline(text)
 
 
 # Whose they are
@@ -423,3 +450,21 @@ def test_what_a_sender_decides_is_honoured_where_it_is_valid() -> None:
     assert _line(error)["attributes"] == right
     assert other == _error()
     assert error.severity is Severity.LOW
+
+
+@pytest.mark.parametrize("stack", hostile.STACKS + hostile.TEXTS)
+def test_a_stack_that_is_cleaned_in_parts_is_as_clean(stack: str) -> None:
+    """The message is cleaned apart from the frames, which are known; nobody sees that."""
+    for text in (stack, f"{INNER}{stack}", f"Error: {stack}\n    at charge (/srv/pay.js:7:9)", f"{stack}\n{INNER}"):
+        made = Stacks().get(text)
+
+        assert made.encoded == encode_basestring(tidy(text, STACK_LIMIT))
+        assert made.outline == outline(tidy(text, STACK_LIMIT))
+
+
+def test_of_stacks_with_the_same_frames_only_the_message_is_new() -> None:
+    """Secrets in it are found as in any text."""
+    stacks = Stacks()
+    told = [stacks.get(f"{INNER.rstrip()} password=secret{number}") for number in range(3)]
+
+    assert not any("secret" in one.encoded for one in told)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from tocsin import semconv
-from tocsin.exporter.frames import Outline, outline
+from tocsin.exporter.frames import Outline, headline, outline
 from tocsin.exporter.records import EXCEPTION
 from tocsin.exporter.scrub import (
     KEY_LIMIT,
@@ -76,30 +76,77 @@ class Stack:
 NO_STACK: Final = Stack("", None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """A stack without its message, cleaned: as the inside of a JSON text, and its innermost frame."""
+
+    encoded: str
+    innermost: str | None  # None where it cannot be told without the message
+
+
 class Stacks:
-    """Cleaned stacks, kept ready: a service fails in few ways, and then many times."""
+    """
+    Cleaned stacks, kept ready: a service fails in few ways, and then many times.
+
+    The message, which a stack holds too, is different each time: it is cleaned by itself.
+    """
 
     def __init__(self, limit: int = STACKS_LIMIT) -> None:
         self._limit = limit
         self._size = 0
-        self._known: OrderedDict[str, Stack] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], _Frames] = OrderedDict()
 
     def get(self, text: str) -> Stack:
         """The stack that a text is."""
-        known = self._known.get(text)
+        before, said, after = _parted(text) if len(text) <= STACK_LIMIT else ("", text, "")
+        frames = self._frames(before, after) if before or after else _NO_FRAMES
+        said = tidy(said, STACK_LIMIT)
+        inner = encode_basestring(said)[1:-1]
+        encoded = f'"{frames.encoded}{inner}"' if before else f'"{inner}{frames.encoded}"'
+        if frames.innermost is not None and _is_plain(said):
+            return Stack(encoded, Outline(*headline(said), frames.innermost))
+        return Stack(encoded, outline(json.loads(encoded, strict=False)))
+
+    def _frames(self, before: str, after: str) -> _Frames:
+        key = before, after
+        known = self._known.get(key)
         if known is not None:
-            self._known.move_to_end(text)
+            self._known.move_to_end(key)
             return known
-        tidied = tidy(text, STACK_LIMIT)
-        made = Stack(encode_basestring(tidied), outline(tidied))
-        size = len(text) + 2 * len(tidied)
+        tidied = tidy(before or after, STACK_LIMIT)
+        told = outline(f"{tidied}E: m" if before else f"E: m{tidied}")
+        is_plain = told is not None and (told.exception_type, told.message) == ("E", "m")
+        made = _Frames(encode_basestring(tidied)[1:-1], told.innermost if told is not None and is_plain else None)
+        size = len(before) + len(after) + len(made.encoded)
         if size <= self._limit // 16:
-            self._known[text] = made
+            self._known[key] = made
             self._size += size
             while self._size > self._limit:
-                oldest, gone = self._known.popitem(last=False)
-                self._size -= len(oldest) + 2 * len(gone.encoded)
+                (first, second), gone = self._known.popitem(last=False)
+                self._size -= len(first) + len(second) + len(gone.encoded)
         return made
+
+
+_NO_FRAMES = _Frames("", None)
+
+
+def _is_plain(message: str) -> bool:
+    """Whether a message has nothing in it that could be a part of a stack; else all is looked at, each time."""
+    return "\n" not in message[:-1] or not any(sign in message for sign in ("|", "+-", "exception", "    at "))
+
+
+def _parted(text: str) -> tuple[str, str, str]:
+    """The frames before the message, as Python has them, the message, and the frames behind it, as Node."""
+    at = text.rfind('\n  File "')
+    if at < 0:
+        at = text.find("\n    at ")
+        return ("", text[:at], text[at:]) if at >= 0 else ("", text, "")
+    while (at := text.find("\n", at + 1) + 1) and text[at : at + 1] in _INDENTS:
+        pass
+    return (text[:at], text[at:], "") if at else (text, "", "")
+
+
+_INDENTS = frozenset((" ", "\t", "\r", "\n", "|", "+", ""))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -89,6 +89,14 @@ def outline(stack: str) -> Outline | None:
     return _outline_of_js(stack) if _is_js(stack) else _outline_of_python(stack)
 
 
+def headline(text: str) -> tuple[str, str]:
+    """Class and message out of an exception's own line, ``KeyError: 'phone'``; some have a message alone."""
+    kind, colon, message = text.strip().partition(": ")
+    if not colon and " " in kind:
+        kind, message = "", kind
+    return kind.removeprefix("Uncaught ")[:_MOST_OF_A_LINE], message
+
+
 def parse_python(stack: str, is_app: Callable[[str], bool] | None = None) -> list[Frame]:
     """
     Frames of a formatted traceback, outermost first; of a chained one those of its last exception.
@@ -212,8 +220,7 @@ def _outline_of_python(stack: str) -> Outline | None:
     for number in range(at + 1, len(lines)):
         line = lines[number]
         if line[:1] not in ("", " ", "\r"):
-            kind, _, message = "\n".join(lines[number:]).strip().partition(": ")
-            return Outline(kind[:_MOST_OF_A_LINE], message, innermost) if innermost else None
+            return Outline(*headline("\n".join(lines[number:])), innermost) if innermost else None
         text = line.strip()
         if text.startswith('File "') and ", in " in text:
             innermost = text
@@ -240,10 +247,7 @@ def _outline_of_js(stack: str) -> Outline | None:
     head, _, rest = stack.partition("\n    at ")
     if not rest:
         return None
-    kind, colon, message = head.strip().partition(": ")
-    if not colon and " " in kind:
-        kind, message = "", kind
-    return Outline(kind.removeprefix("Uncaught ")[:_MOST_OF_A_LINE], message, rest.partition("\n")[0].strip())
+    return Outline(*headline(head), rest.partition("\n")[0].strip())
 
 
 def _parse_js(stack: str) -> list[Frame]:
