@@ -266,6 +266,21 @@ def test_a_database_that_is_named_is_asked_itself(
     assert tocsin("errors", "--json").json["count"] == 1
 
 
+@pytest.mark.parametrize("command", ["migrate", "prune", "test-alert"])
+def test_upkeep_is_done_where_the_database_is(
+    command: str, tocsin: Tocsin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No database is made here by mistake."""
+    monkeypatch.setenv("TOCSIN_ENDPOINT", "http://tocsin.example:4318")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    answer = tocsin(command)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert "the database is where http://tocsin.example:4318 has it; run it there" in answer.err
+    assert not list(tmp_path.rglob("*.db"))
+
+
 # Check
 
 

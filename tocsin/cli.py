@@ -197,7 +197,7 @@ def migrate(arguments: argparse.Namespace) -> int:
     from tocsin.store import open_store
     from tocsin.store.migrate import migrate_now
 
-    settings = Settings.load()
+    settings = _with_database("migrate")
     store = open_store(settings.database_url)
 
     def say(line: str) -> None:
@@ -214,12 +214,9 @@ def migrate(arguments: argparse.Namespace) -> int:
 def prune(arguments: argparse.Namespace) -> int:
     """What is too old or too much, removed now."""
     from tocsin import prune as pruning
-    from tocsin import remote
     from tocsin.store.retention import Policy
 
-    settings = Settings.load()
-    if remote.is_meant(settings):
-        return _failed(f"prune: the database is where {settings.endpoint} has it; run it there", code=USAGE)
+    settings = _with_database("prune")
     policy = Policy(days=arguments.days or settings.retention_days, max_db_mb=settings.max_db_mb)
     with _store() as store:
         if arguments.dry_run:
@@ -281,7 +278,7 @@ def test_alert(arguments: argparse.Namespace) -> int:
     from tocsin.alerts.scheduler import send_test
     from tocsin.store import open_store
 
-    settings = Settings.load()
+    settings = _with_database("test-alert")
 
     async def send() -> list[tuple[str, str, str | None]]:
         store = open_store(settings.database_url)
@@ -300,6 +297,16 @@ def test_alert(arguments: argparse.Namespace) -> int:
     if not results:
         return _failed("no channel is set up; `tocsin setup telegram` sets one up")
     return OK if all(problem is None for _, _, problem in results) else FAILED
+
+
+def _with_database(command: str) -> Settings:
+    """The settings, where they name a database; what is set up and kept up is where the server is."""
+    from tocsin import remote
+
+    settings = Settings.load()
+    if remote.is_meant(settings):
+        raise BadInput(command, f"the database is where {settings.endpoint} has it; run it there")
+    return settings
 
 
 # Errors and groups: what is there.

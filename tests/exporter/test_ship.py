@@ -27,7 +27,7 @@ from tests.standin.otlp import PAGE, Answer, OtlpStandIn
 from tests.waiting import eventually
 from tocsin.contained import failures
 from tocsin.exporter import spool as spooling
-from tocsin.exporter.drain import Drain, adopting
+from tocsin.exporter.drain import BATCH_LINES, Drain, adopting
 from tocsin.exporter.ship import Ship
 from tocsin.exporter.spool import Spool
 from tocsin.ids import uuid7
@@ -226,11 +226,12 @@ def test_the_token_is_the_one_for_sending_else_the_one_for_all(settings: dict[st
 
 
 def test_many_errors_share_requests_and_connections(server: OtlpStandIn, folder: Path) -> None:
-    left_behind(folder, *(f"m{number}" for number in range(1200)))
+    many = [f"m{number}" for number in range(2 * BATCH_LINES + 10)]
+    left_behind(folder, *many)
     with shipping(server.address, folder):
-        eventually(lambda: len(server.messages()) == 1200)
+        eventually(lambda: len(server.messages()) == len(many))
 
-    assert server.messages() == [f"m{number}" for number in range(1200)]
+    assert server.messages() == many
     assert len([request for request in server.requests if len(request.lines) > 1]) == 3
     assert {request.connection for request in server.requests} == {1}
 
@@ -424,14 +425,15 @@ def test_a_lost_answer_means_sending_again(server: OtlpStandIn, folder: Path) ->
 
 
 def test_what_was_acknowledged_is_not_sent_by_the_next_process(server: OtlpStandIn, folder: Path) -> None:
-    left_behind(folder, *(f"m{number}" for number in range(700)))
+    many = [f"m{number}" for number in range(BATCH_LINES + 200)]
+    left_behind(folder, *many)
     server.next(Answer(keeps=True), Answer(status=503))  # the first portion, not the second
     first = Drain(Settings(endpoint=server.address, spool_dir=str(folder)), None, folder)
     first.start()
     eventually(lambda: first.away_since)
     server.always = Answer(status=503)
     first.finish(0)
-    assert server.messages() == [f"m{number}" for number in range(499)]  # and the segment's header
+    assert server.messages() == many[: BATCH_LINES - 1]  # and the segment's header
 
     server.always = Answer(keeps=True)
     second = Drain(Settings(endpoint=server.address, spool_dir=str(folder)), None, folder)
@@ -439,7 +441,7 @@ def test_what_was_acknowledged_is_not_sent_by_the_next_process(server: OtlpStand
     eventually(lambda: not list(folder.glob("*.seg")))
     second.finish(5)
 
-    assert server.messages() == [f"m{number}" for number in range(700)]
+    assert server.messages() == many
     assert list(folder.iterdir()) == []
 
 
@@ -513,7 +515,8 @@ def test_a_server_that_hangs_holds_up_neither_capture_nor_the_end(how: str, serv
     with silent_port() as hole:
         spool = Spool(folder, 2**30, RESOURCE)
         address = hole if how == "half-open" else server.address
-        drain = Drain(Settings(endpoint=address, spool_dir=str(folder)), spool, folder)
+        settings = Settings(endpoint=address, spool_dir=str(folder))
+        drain = Drain(settings, spool, folder, sink=Ship(settings, folder, within_s=3))
         drain.start()
         drain.wake()
         begun = time.monotonic()
@@ -527,6 +530,7 @@ def test_a_server_that_hangs_holds_up_neither_capture_nor_the_end(how: str, serv
         assert not drain.finish(1.5)
         assert time.monotonic() - begun < 2
         spool.close(everything_stored=False)
+        eventually(lambda: "tocsin-drain" not in {thread.name for thread in threading.enumerate()})
 
 
 @contextmanager
