@@ -31,13 +31,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from tests.postgres import PostgresServer
-from tests.waiting import eventually
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 BATCH = 512
 STACKS = 200
@@ -82,6 +81,8 @@ def main() -> None:
 
 
 def _run(name: str, url: str, count: int, each: int, *, is_capped: bool, is_gzip: bool) -> dict[str, list[float]]:
+    from tests.waiting import eventually
+
     with tempfile.TemporaryDirectory() as folder, _server(Path(folder), url, is_capped=is_capped) as process:
         address = eventually(lambda: _address(Path(folder)), 60)
         eventually(lambda: _is_ready(address), 60)
@@ -273,6 +274,8 @@ def _ask(connection: socket.socket, head: bytes, body: bytes) -> bytes:
 
 
 def _body(each: int, first: int = 0) -> bytes:
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
     request = ExportLogsServiceRequest()
     resource = request.resource_logs.add()
     for key, value in (("service.name", "shop"), ("service.version", "2.4.0"), ("service.instance.id", "i-1")):
@@ -327,6 +330,8 @@ def _stack(number: int) -> str:
 
 @contextmanager
 def _durable_postgres() -> Iterator[PostgresServer]:
+    from tests.postgres import PostgresServer  # not at the top: the server would load it, and pytest, too
+
     server = PostgresServer()
     try:
         server.stop()
