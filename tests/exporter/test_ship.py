@@ -74,6 +74,11 @@ def shipping(address: str, folder: Path, *, within_s: float = TOTAL_S, **values:
         spool.close(everything_stored=drain.finish(5))
 
 
+def until_ended() -> None:
+    """Wait until no drain is at work any more, also one that nobody waited for."""
+    eventually(lambda: "tocsin-drain" not in {thread.name for thread in threading.enumerate()})
+
+
 def left_behind(folder: Path, *messages: str) -> Path:
     """The spool of a process that was killed before it could send anything; its segment."""
     spool = Spool(folder, 2**30, RESOURCE)
@@ -427,12 +432,13 @@ def test_a_lost_answer_means_sending_again(server: OtlpStandIn, folder: Path) ->
 def test_what_was_acknowledged_is_not_sent_by_the_next_process(server: OtlpStandIn, folder: Path) -> None:
     many = [f"m{number}" for number in range(BATCH_LINES + 200)]
     left_behind(folder, *many)
-    server.next(Answer(keeps=True), Answer(status=503))  # the first portion, not the second
+    server.next(Answer(keeps=True))  # the first portion, not the second
+    server.always = Answer(status=503)
     first = Drain(Settings(endpoint=server.address, spool_dir=str(folder)), None, folder)
     first.start()
     eventually(lambda: first.away_since)
-    server.always = Answer(status=503)
     first.finish(0)
+    until_ended()
     assert server.messages() == many[: BATCH_LINES - 1]  # and the segment's header
 
     server.always = Answer(keeps=True)
@@ -530,7 +536,7 @@ def test_a_server_that_hangs_holds_up_neither_capture_nor_the_end(how: str, serv
         assert not drain.finish(1.5)
         assert time.monotonic() - begun < 2
         spool.close(everything_stored=False)
-        eventually(lambda: "tocsin-drain" not in {thread.name for thread in threading.enumerate()})
+        until_ended()
 
 
 @contextmanager

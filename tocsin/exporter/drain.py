@@ -147,7 +147,7 @@ class Drain:
                     failed += 1
                     self._forget_positions()
                     note("storing errors", problem)
-                if is_last and (not failed or time.monotonic() >= (self._deadline or 0)):
+                if self._is_over() if failed else is_last:
                     return
                 if failed and is_last:
                     time.sleep(0.05)
@@ -161,6 +161,10 @@ class Drain:
             with contained("closing"):
                 self._sink.close()
             own_threads.discard(threading.get_ident())
+
+    def _is_over(self) -> bool:
+        """Whether there is no time left for another try."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _pause_s(self, failed: int, wished_s: float | None) -> float:
         """How long to wait after so many failures: many processes shall not come back at the same moment."""
