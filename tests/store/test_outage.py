@@ -184,3 +184,18 @@ async def test_a_store_opens_no_more_sessions_than_it_says(url: str) -> None:
         return found
 
     assert await asyncio.to_thread(from_a_thread) == 1
+
+
+def test_who_does_not_own_the_tables_is_told_so(url: str) -> None:
+    """Row level security would hide every row from another user, and refuse every one that it writes."""
+    execute(url, "CREATE ROLE shop LOGIN", "GRANT ALL ON error_logs TO shop")
+    store = open_store(url.replace("postgres@", "shop@"))
+
+    with pytest.raises(StoreAway, match="who owns tocsin's tables"):
+        migrate.prepare_now(store)
+    with pytest.raises(StoreAway, match="who owns tocsin's tables"):
+        store.write_now(
+            Connection.exec_driver_sql, "INSERT INTO error_logs (severity, category, message) VALUES ('low', 'api', '')"
+        )
+
+    store.close_now()

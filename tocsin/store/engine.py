@@ -358,7 +358,13 @@ def _reason(problem: BaseException) -> str:
     """What the driver says, without SQL and parameters, which may hold anything."""
     original = getattr(problem, "orig", None) or problem
     text = str(original).split("\n", 1)[0]
-    return f"{type(original).__name__}: {text}"[:300]
+    return f"{type(original).__name__}: {text}"[:300] + _WHAT_TO_DO.get(sqlstate(problem) or "", "")
+
+
+_WHAT_TO_DO = {
+    "42501": "; TOCSIN_DATABASE_URL has to name the user who owns tocsin's tables and error_logs",
+    "25006": "; it takes no writes, as a standby does",
+}
 
 
 def _make_private(path: Path) -> None:

@@ -53,7 +53,7 @@ async def migrate(store: Store, say: Say | None = None) -> str:
     try:
         while True:
             try:
-                return await unhurried.write(_upgrade, say)
+                return await unhurried.write(_upgrade, tries.say)
             except StoreAway as problem:
                 await asyncio.sleep(tries.pause_s(problem))
     finally:
@@ -67,7 +67,7 @@ def migrate_now(store: Store, say: Say | None = None) -> str:
     try:
         while True:
             try:
-                return unhurried.write_now(_upgrade, say)
+                return unhurried.write_now(_upgrade, tries.say)
             except StoreAway as problem:
                 time.sleep(tries.pause_s(problem))
     finally:
@@ -78,16 +78,22 @@ class _Tries:
     """How often a table was found in use, and how long to leave it alone."""
 
     def __init__(self, say: Say | None) -> None:
-        self._say = say
+        self._tell = say
+        self._told: set[str] = set()
         self._failed = 0
+
+    def say(self, line: str) -> None:
+        """Say what each try says, once."""
+        if self._tell is not None and line not in self._told:
+            self._told.add(line)
+            self._tell(line)
 
     def pause_s(self, problem: StoreAway) -> float:
         """Raises what is no reason for another try."""
         if not is_busy(problem) or self._failed >= _MOST_TRIES:
             raise problem
         self._failed += 1
-        if self._say is not None and self._failed in (1, 10, 100):
-            self._say(f"error_logs is in use: it is left alone and tried again ({self._failed} of {_MOST_TRIES})")
+        self.say("error_logs is in use, by a backup or a vacuum perhaps: it is left alone, and tried again")
         return min(0.1 * self._failed, 2.0) * random.uniform(0.5, 1.5)
 
 
@@ -135,7 +141,7 @@ def _look(connection: Connection) -> tuple[str | None, bool]:
     return found, found is None and inspect(connection).has_table("error_logs")
 
 
-def _upgrade(connection: Connection, say: Say | None) -> str:
+def _upgrade(connection: Connection, say: Say) -> str:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     found = version(connection)
@@ -146,8 +152,7 @@ def _upgrade(connection: Connection, say: Say | None) -> str:
     from alembic import command  # noqa: PLC0415  (a service on a database that is ready never loads it)
     from alembic.config import Config  # noqa: PLC0415
 
-    if say is not None:
-        say(f"migrating the database from {found or 'none'} to {EXPECTED}")
+    say(f"migrating the database from {found or 'none'} to {EXPECTED}")
     config = Config()
     config.set_main_option("script_location", "tocsin.store:migrations")
     config.attributes["connection"] = connection

@@ -37,7 +37,7 @@ _SQLITE_NOW = "(strftime('%Y-%m-%dT%H:%M:%f', 'now') || '000+00:00')"
 def upgrade() -> None:
     """Make the tables; the lock on a table that others write to is taken last, and held for a moment."""
     connection = op.get_bind()
-    say: Callable[[str], None] = context.config.attributes.get("say") or (lambda text: None)
+    say: Callable[[str], None] = context.config.attributes["say"]
     _create_groups()
     _create_counts()
     _create_alerts()
