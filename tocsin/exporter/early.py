@@ -286,6 +286,8 @@ def _take(
 ) -> tuple[int, datetime | None]:
     rows = adopt.hold(connection, which, limit=limit, until=until, only=only, without=without)
     adopt.take(connection, [record_of(row, which, categories) for row in rows])
+    if which is Rows.BEFORE:
+        adopt.tidy(connection)
     return len(rows), rows[-1].timestamp if rows and which is Rows.BEFORE else None
 
 
