@@ -198,6 +198,24 @@ def test_texts_are_told_apart_by_what_they_say(database_url: str, tmp_path: Path
     assert sorted(groups) == [1, 1, 2]
 
 
+def test_what_a_dead_server_left_is_stored_before_what_came_since(database_url: str, tmp_path: Path) -> None:
+    """Counts of an error that is not there yet would be left out."""
+    folder = tmp_path / "spool"
+    error_id = uuid7()
+    left = Spool(folder, 2**30, {"door": True})
+    left.append(json.dumps(json.loads(error_line(error_id=error_id)) | {"door": True}).encode() + b"\n")
+    left.close(everything_stored=False)
+    own = Spool(folder, 2**30, {"door": True})
+    repeats = {"v": 1, "kind": "repeats", "id": uuid7(), "error_id": error_id, "from": 0, "to": 41, "time_ns": 1}
+    own.append(json.dumps(repeats | {"door": True}).encode() + b"\n")
+    drain = Drain(Settings(database_url=database_url, spool_dir=str(folder)), own, folder)
+    drain.start()
+
+    eventually(lambda: [row.count for row in rows(database_url)] == [42])
+
+    own.close(everything_stored=drain.finish(5))
+
+
 def test_a_dead_process_is_not_seen_alive_by_what_it_left(database_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     spool = Spool(folder, 2**30, RESOURCE)

@@ -45,7 +45,7 @@ def test_fifty_starts_leave_no_thread_and_no_descriptor(watched: Watched) -> Non
         watched.init(service=f"shop-{number}")
 
     assert (threading.active_count(), hooks_in_place()) == before
-    assert descriptors() <= open_before
+    eventually(lambda: descriptors() <= open_before)  # the drain may be looking into its folder
 
 
 def test_fifty_rounds_leave_nothing_at_all(unwatched: Watched) -> None:
@@ -56,7 +56,7 @@ def test_fifty_rounds_leave_nothing_at_all(unwatched: Watched) -> None:
         tocsin.shutdown()
 
     assert (threading.active_count(), hooks_in_place()) == before
-    assert descriptors() <= open_before
+    eventually(lambda: descriptors() <= open_before)  # the drain may be looking into its folder
     assert list(unwatched.spool.iterdir()) == []
 
 

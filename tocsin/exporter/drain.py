@@ -174,6 +174,14 @@ class Drain:
     def _round(self) -> bool:
         """Store all there is; True while a storm is being counted."""
         is_storming = False
+        if time.monotonic() >= self._next_adoption and self._deadline is None:
+            self._next_adoption = time.monotonic() + self._adopt_every_s
+            self._orphans += spooling.adopt_orphans(self._folder)
+            if self._spool is not None:
+                self._spool.refresh()
+        # Before what is newer: a server that was killed may have left an error of which the next one has got
+        # more since, and what is said of an error that is not there yet is left out.
+        self._store_orphans()
         if self._spool is not None:
             is_storming = self._spool.flush_counts()
             if self._spool.lost and not self._has_complained:
@@ -181,12 +189,6 @@ class Drain:
                 _complain(f"tocsin: {self._folder} is full, or its disk is: errors are only counted")
             self._store_own(self._spool)
             self._tell_losses(self._spool)
-        if time.monotonic() >= self._next_adoption and self._deadline is None:
-            self._next_adoption = time.monotonic() + self._adopt_every_s
-            self._orphans += spooling.adopt_orphans(self._folder)
-            if self._spool is not None:
-                self._spool.refresh()
-        self._store_orphans()
         if self._deadline is None:
             self._beat()
             for chore in self._chores:
