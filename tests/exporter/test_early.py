@@ -113,6 +113,8 @@ def test_three_rows_of_one_error_are_one_group_and_one_ring(here: Store) -> None
     take_in(here)
     assert ring(here) == []
     assert counted(here) == (3, 3, 3, 3)
+    listed, _ = here.read_now(queries.list_errors, service=SERVICE)
+    assert [one["service"] for one in listed] == [SERVICE] * 3
 
 
 def test_a_row_keeps_what_its_writer_said(here: Store) -> None:

@@ -49,8 +49,12 @@ _REGRESSED: ColumnElement[bool] = and_(
     error_groups.c.resolved_at.is_not(None), error_groups.c.status != literal_column("'resolved'")
 )
 
+# Rows of other programs name no service; their group does.
+_SERVICE: ColumnElement[str | None] = func.coalesce(error_logs.c.service, error_groups.c.service)
+
 _ERROR_COLUMNS = (
-    *(column for column in error_logs.c if column.name not in ("resolved", "resolved_at")),
+    *(column for column in error_logs.c if column.name not in ("resolved", "resolved_at", "service")),
+    _SERVICE.label("service"),
     _RESOLVED.label("resolved"),
     _RESOLVED_AT.label("resolved_at"),
     error_groups.c.number.label("group"),
@@ -93,7 +97,7 @@ def list_errors(
     for column, value in (
         (error_logs.c.category, category),
         (error_logs.c.severity, severity),
-        (error_logs.c.service, service),
+        (_SERVICE, service),
         (error_logs.c.environment, environment),
     ):
         if value is not None:
