@@ -166,6 +166,7 @@ def _database_findings(store: Store) -> Iterator[Finding]:
 
 _MEND_WRITE = "free its disk, or point TOCSIN_DATABASE_URL at the primary with a user that may write"
 
+
 def _losses(store: Store) -> Iterator[Finding]:
     """Errors that a process of the last day could only count, since its spool was full."""
     for row in store.read_now(queries.list_instances):
