@@ -24,7 +24,7 @@ from tocsin.exporter.early import finish
 from tocsin.store import Store, adopt, migrate, open_store, schema
 from tocsin.store.adopt import Rows
 
-LARGE = 12_000  # rows, more than fit into what is indexed at once
+LARGE = 15_000  # rows, more than fit into what is indexed at once
 _FILL = """
     INSERT INTO error_logs (severity, category, message, stack, context, environment, resolved, timestamp, resolved_at)
     SELECT 'high', (array['amocrm', 'telegram', 'database', 'api'])[1 + i % 4],
