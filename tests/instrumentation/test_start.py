@@ -11,6 +11,7 @@ import pytest
 import tocsin
 from tests.instrumentation.conftest import Watched, hooks_in_place
 from tests.processes import rows_of, run_program
+from tests.waiting import eventually
 from tocsin.instrumentation import state
 
 
@@ -108,8 +109,6 @@ def test_errors_wait_where_the_database_is_away(unwatched: Watched, tmp_path: Pa
     assert len(list(unwatched.spool.glob("*.seg"))) == 1
 
     unwatched.init()
-
-    from tests.waiting import eventually
 
     eventually(lambda: [row.message for row in rows_of(unwatched.database_url)] == ["waiting"])
 
