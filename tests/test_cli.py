@@ -416,7 +416,7 @@ def test_every_command_has_help_that_ends_well(tocsin: Tocsin) -> None:
     names = [*cli.command_names()]
 
     assert top.code == 0
-    assert len(names) == 16
+    assert len(names) == 17
     for name in names:
         answer = tocsin(name, "--help")
         assert answer.code == 0, name
@@ -429,6 +429,7 @@ def test_wrong_settings_are_all_named_at_once(tocsin: Tocsin, here: str, monkeyp
     monkeypatch.setenv("TOCSIN_RETENTION_DAYS", "soon")
     monkeypatch.setenv("TOCSIN_TELEGRAM_TOKN", "1:secret-of-the-bot")
     monkeypatch.setenv("TOCSIN_SMTP_URL", "ftp://user:hunter2@host")
+    monkeypatch.setenv("TOCSIN_EMAIL_TO", "anna@example.com")
 
     answer = tocsin("errors")
 
