@@ -88,6 +88,7 @@ class ErrorRecord:
     count: int = 1
     is_synthetic: bool = False  #    made by tocsin to test its own way; never shown, never rings
     from_outside: bool = False  #    came by HTTP, where it may come again: its id is kept apart from its row
+    is_shipped: bool = False  #      so that it came as another tocsin's line: repeats of it may follow
     is_summed_up: bool = False  #    beyond the cap: it counts on the newest full error of its group
 
 
@@ -109,6 +110,7 @@ class Amendment:
     handled: bool | None = None  #      only False says something new
     mechanism: str | None = None
     context: dict[str, Any] = field(default_factory=dict)  # joined; what is there stays
+    is_shipped: bool = False  #        came by HTTP as another tocsin's line, maybe before its error
 
 
 @dataclass(slots=True, kw_only=True)

@@ -105,9 +105,14 @@ def test_what_could_not_be_stored_is_not_remembered(foreign: ErrorFactory) -> No
 def test_own_errors_are_summed_up_where_they_are_raised(error: ErrorFactory, foreign: ErrorFactory) -> None:
     """Theirs are from this machine, or shipped by another tocsin: repeats name them, so they must be there."""
     throttle = Throttle(full_a_minute=1)
-    shipped = [foreign(id=ids.uuid7()) for _ in range(3)]
+    shipped = [foreign(id=ids.uuid7(), is_shipped=True) for _ in range(3)]
 
     assert full(through(throttle, [error(), error(), error(), *shipped])) == [True] * 6
+
+
+def test_an_id_like_tocsins_own_opens_no_way_around_the_cap(foreign: ErrorFactory) -> None:
+    """Anybody can make one."""
+    assert full(through(Throttle(full_a_minute=1), [foreign(id=ids.uuid7()) for _ in range(3)])) == [True, False, False]
 
 
 def test_what_is_no_error_passes(foreign: ErrorFactory, error: ErrorFactory, now: Any) -> None:

@@ -9,7 +9,8 @@ from uuid import NAMESPACE_OID, uuid5
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from tocsin.store import Store, audit, credentials, schema, upkeep
+from tocsin.model import Repeats
+from tocsin.store import Store, audit, credentials, held, schema, upkeep
 
 DAY = timedelta(days=1)
 MOMENT = timedelta(microseconds=1)
@@ -43,6 +44,11 @@ def received(connection: Connection, name: str, at: datetime) -> None:
     connection.execute(insert(schema.received).values(id=value, received_at=at))
 
 
+def said_early(connection: Connection, name: str, at: datetime) -> None:
+    error_id = str(uuid5(NAMESPACE_OID, name)) if name != "young" else YOUNG
+    held.hold(connection, [Repeats(error_id=error_id, count=1, timestamp=at)], at)
+
+
 @pytest.mark.parametrize(
     ("make", "table", "column", "age"),
     [
@@ -50,6 +56,7 @@ def received(connection: Connection, name: str, at: datetime) -> None:
         (instance, "instances", "id", 30 * DAY),
         (entry, "audit", "action", 365 * DAY),
         (received, "received", "id", DAY),
+        (said_early, "held", "error_id", DAY),
     ],
 )
 async def test_what_is_too_old_goes(
@@ -63,7 +70,7 @@ async def test_what_is_too_old_goes(
     removed = [await store.write(upkeep.sweep, now, limit=2) for _ in range(4)]
 
     assert removed == [2, 2, 1, 0]
-    assert await names(store, table, column) == [YOUNG if table == "received" else "young"]
+    assert await names(store, table, column) == [YOUNG if table in ("received", "held") else "young"]
 
 
 async def test_of_ids_received_only_so_many_stay(store: Store, now: datetime) -> None:
@@ -76,6 +83,18 @@ async def test_of_ids_received_only_so_many_stay(store: Store, now: datetime) ->
 
     assert removed == [2, 2, 1, 0]
     assert await names(store, "received", "id") == [YOUNG]
+
+
+async def test_of_what_waits_for_its_error_only_so_much_stays(store: Store, now: datetime) -> None:
+    """Errors that never come can be told of without end."""
+    for number in range(5):
+        await store.write(said_early, f"{number}", now)
+    await store.write(said_early, "young", now)
+
+    removed = [await store.write(held.sweep, now, 2, 1) for _ in range(4)]
+
+    assert removed == [2, 2, 1, 0]
+    assert await names(store, "held", "error_id") == [YOUNG]
 
 
 async def test_secrets_that_have_run_out_go(store: Store, now: datetime) -> None:

@@ -253,6 +253,7 @@ def _error(
         mechanism=mechanism,
         instance_id=source.instance_id,
         from_outside=is_foreign,
+        is_shipped=is_foreign and bool(content.get("shipped")),
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
 
@@ -339,6 +340,7 @@ def _amendment(content: Mapping[str, Any]) -> Amendment:
         handled=content.get("handled"),
         mechanism=content.get("mechanism"),
         context=content.get("context") or {},
+        is_shipped=bool(content.get("shipped")),
     )
 
 

@@ -173,6 +173,7 @@ class Error:
     attributes: dict[str, Any] = field(default_factory=dict)  # as they came, under today's names
     context: Any = None
     own: dict[str, Any] = field(default_factory=dict)  # of another tocsin's capture; cleaned
+    is_shipped: bool = False  #         as another tocsin's line
 
     @property
     def rank(self) -> int:
@@ -203,6 +204,7 @@ def merge(first: Error, second: Error) -> Error:
     better.has_request = better.has_request or other.has_request
     better.context = better.context or other.context
     better.own = better.own or other.own
+    better.is_shipped = better.is_shipped or other.is_shipped
     better.attributes = other.attributes | better.attributes
     return better
 
@@ -268,11 +270,12 @@ def line(error: Error) -> bytes:
 def _line(error: Error, message: str, attributes: dict[str, Any], stack: str) -> bytes:
     trace = f'"{error.trace_id}"' if error.trace_id else "null"
     span = f'"{error.span_id}"' if error.span_id else "null"
+    shipped = '"shipped":true,' if error.is_shipped else ""
     told = _encode(attributes)
     if stack:  # encoded once for all errors with it
         told = f'{told[:-1]},"{semconv.EXCEPTION_STACKTRACE}":{stack}}}'
     text = (
-        f'{{"v":{VERSION},"kind":"error","door":true,"id":"{error.id}","time_unix_nano":{error.time_ns},'
+        f'{{"v":{VERSION},"kind":"error","door":true,{shipped}"id":"{error.id}","time_unix_nano":{error.time_ns},'
         f'"severity_number":{error.severity_number},"event_name":"{semconv.EVENT_EXCEPTION}",'
         f'"trace_id":{trace},"span_id":{span},"body":{encode_basestring(message)},'
         f'"resource":{error.resource.encoded},"attributes":{told}}}\n'

@@ -74,6 +74,7 @@ def _error(content: Mapping[str, Any], resource: Resource, stacks: Stacks, now_n
     )
     foreign.said_by_sender(made, attributes)
     made.own = _own_words(attributes)
+    made.is_shipped = True
     return made
 
 
@@ -122,7 +123,8 @@ def _frame(found: Any) -> dict[str, Any]:
 
 
 def _amendment(content: Mapping[str, Any], resource: Resource) -> bytes:
-    found: dict[str, Any] = {"v": VERSION, "kind": "amend", "door": True, "error_id": _id(content, "error_id")}
+    found: dict[str, Any] = {"v": VERSION, "kind": "amend", "door": True, "shipped": True}
+    found["error_id"] = _id(content, "error_id")
     if (severity := content.get("severity")) is not None:
         if severity not in list(Severity):
             raise Malformed("a severity that there is not")

@@ -122,7 +122,7 @@ class Throttle:
         _remember(self._seen, sifted.seen)
 
     def _capped(self, record: ErrorRecord, group_id: str, sifted: Sifted) -> ErrorRecord:
-        if ids.is_own(record.id):  # its repeats and what is known later name it: it must be there
+        if record.is_shipped:  # its repeats and what is known later name it: it must be there
             return record
         written = sifted.written.get(group_id)
         if written is None:

@@ -1,7 +1,7 @@
 """
 Errors come in: rows, groups, counts, and the mark for the alerts, in one transaction.
 
-Locks are taken in one order (ids received, rows, groups, releases, the counter, counts, totals, progress,
+Locks are taken in one order (ids received, rows, what is held, groups, releases, the counter, counts, totals, progress,
 instances) and within each by key, so that writers wait for one another instead of meeting in a deadlock.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, Table, and_, bindparam, case, func, select, tuple_, update
+from sqlalchemy import Connection, Table, and_, bindparam, case, delete, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin import ids, lifecycle
@@ -32,7 +32,7 @@ from tocsin.model import (
     Stored,
     worst,
 )
-from tocsin.store import bulk, groups, schema
+from tocsin.store import bulk, groups, held, schema
 from tocsin.store.engine import wake_others
 from tocsin.store.groups import Group, Mark
 
@@ -58,7 +58,8 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
 
     Args:
         batch: entries in the order in which they happened. Amendments and repeats of an error that is
-            not there are left out; an error that is summed up is written out where its group has none.
+            not there are left out; those that another tocsin has sent wait for it, where it has not been
+            received. An error that is summed up is written out where its group has none.
         now: the database's time, as far as the caller knows it.
 
     Returns:
@@ -69,13 +70,15 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
         Overtaken: the segment is not stored up to where this batch starts, but further: somebody else
             reads it too. Nothing of the batch is stored.
     """
-    entries = _take_ids(connection, batch.entries, now)
+    entries, missing = _take_ids(connection, batch.entries, now)
     newest = _newest_errors(connection, entries)
     records = _to_store(entries, newest)
     there = {error_id for error_id, record in records.items() if isinstance(record, EarlyRecord)}
     new = there | _insert_rows(connection, {key: records[key] for key in records.keys() - there}, now)
     entries = _summed_up(entries, records, new, newest)
+    entries += held.release(connection, [key for key in new if records[key].from_outside and ids.is_own(key)])
     earlier = _groups_of_earlier(connection, entries, new)
+    held.hold(connection, _too_early(entries, missing - earlier.keys()), now)
     firsts = [record for error_id, record in records.items() if error_id in new]
     known, fresh = _hold_groups(connection, set(earlier.values()), firsts)
     # A row changes only while its group is held, so what is read of it from here on is true.
@@ -370,11 +373,18 @@ def _id_from_outside(entry: Entry) -> str | None:
     return entry.id if isinstance(entry, Repeats) else None
 
 
-def _take_ids(connection: Connection, entries: Sequence[Entry], now: datetime) -> Sequence[Entry]:
-    """The entries without those from outside that were here before; the ids of the others are noted."""
-    ids = sorted({given for entry in entries if (given := _id_from_outside(entry)) is not None})
+def _take_ids(connection: Connection, entries: Sequence[Entry], now: datetime) -> tuple[Sequence[Entry], set[str]]:
+    """
+    The entries without those from outside that were here before, and errors that they speak of but that were not.
+
+    The ids of the others are noted. Those of errors spoken of are too, for a moment: so it waits for whoever
+    is storing such an error just now, or has that wait, and one of the two sees what the other has left.
+    """
+    given_ids = {given for entry in entries if (given := _id_from_outside(entry)) is not None}
+    asked = {entry.error_id for entry in entries if _may_be_early(entry)} - given_ids
+    ids = sorted(given_ids | asked)
     if not ids:
-        return entries
+        return entries, set()
     if bulk.is_for(connection):
         rows = [(given, now) for given in ids]
         names = ("id", "received_at")
@@ -389,8 +399,19 @@ def _take_ids(connection: Connection, entries: Sequence[Entry], now: datetime) -
         if given is None or given in new:
             kept.append(entry)
             new.discard(given or "")  # the same once more in one batch
-    return kept
+    return kept, missing
 
+
+def _may_be_early(entry: Entry) -> TypeGuard[Amendment | Repeats]:
+    """Whether its error may come after it: it went by a network, and there may be several ways."""
+    return entry.is_shipped if isinstance(entry, Amendment) else isinstance(entry, Repeats) and entry.id is not None
+
+
+def _too_early(entries: Iterable[Entry], missing: Collection[str]) -> list[Amendment | Repeats]:
+    return [entry for entry in entries if _may_be_early(entry) and entry.error_id in missing]
+
+    if missing := new & asked:
+        connection.execute(delete(_received).where(_received.c.id.in_(sorted(missing))))
 
 def _newest_errors(connection: Connection, entries: Iterable[Entry]) -> dict[str, str]:
     """Of the groups of errors that are to be summed up: the newest full error, where there is one."""

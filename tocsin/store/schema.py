@@ -369,6 +369,16 @@ received = _table(
     Index("idx_received_at", "received_at"),
 )
 
+# What is said of errors that have not come yet: by another server, or from one that was killed.
+held = _table(
+    "held",
+    Column("id", _Serial, primary_key=True),
+    Column("error_id", Id, nullable=False),
+    Column("content", Json, nullable=False),  # of a `model.Amendment` or of `model.Repeats`
+    Column("held_at", UtcTime, nullable=False),
+    Index("idx_held_error", "error_id"),
+)
+
 counters = _table(
     "counters",
     Column("name", Text, primary_key=True),

@@ -1,5 +1,5 @@
 """
-What came by HTTP and may come again: ids, kept for a day, apart from the rows.
+What came by HTTP and may come again: ids, kept for a day, apart from the rows; what comes before its error.
 
 And what another program has inserted into ``error_logs`` is found at once.
 """
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import context, op
 
 from tocsin.store.adopt import is_large
-from tocsin.store.schema import BEFORE, SCHEMA, Id, UtcTime
+from tocsin.store.schema import BEFORE, SCHEMA, Id, Json, UtcTime
 
 revision = "0002"
 down_revision = "0001"
@@ -19,7 +19,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table and the index."""
+    """Make the tables and the index."""
     connection = op.get_bind()
     schema = SCHEMA if connection.dialect.name == "postgresql" else None
     op.create_table(
@@ -30,6 +30,16 @@ def upgrade() -> None:
         schema=schema,
     )
     op.create_index("idx_received_at", "received", ["received_at"], schema=schema)
+    op.create_table(
+        "held",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("error_id", Id(), nullable=False),
+        sa.Column("content", Json, nullable=False),
+        sa.Column("held_at", UtcTime(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        schema=schema,
+    )
+    op.create_index("idx_held_error", "held", ["error_id"], schema=schema)
     if context.config.attributes["found"] is not None:
         # The first release did not tell rows of before from those of other programs: none of them rings.
         op.execute(f"UPDATE error_logs SET group_id = '{BEFORE}' WHERE group_id IS NULL")  # noqa: S608
