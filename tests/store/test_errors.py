@@ -691,6 +691,67 @@ async def test_the_same_from_outside_at_many_servers_at_once_counts_once(
         await store.close()
 
 
+async def test_what_comes_before_its_error_waits_for_it(store: Store, error: ErrorFactory, now: datetime) -> None:
+    """Another server, or one that was killed, may bring the error later; all of it counts once."""
+    late = error(from_outside=True, is_shipped=True)
+    early = (
+        Repeats(error_id=late.id, count=5, timestamp=now + MINUTE, id=ids.uuid7()),
+        Amendment(error_id=late.id, severity=Severity.CRITICAL, context={"more": 1}, is_shipped=True),
+        Amendment(error_id=late.id, category="queue", is_shipped=True),
+    )
+    for _ in range(2):
+        await put(store, now, *early, segment=None)
+    assert await everything(store, schema.error_groups) == []
+
+    for _ in range(2):
+        await put(store, now, late, *early)
+
+    found, stored = await group(store), await row(store, late.id)
+    assert (found.count, found.severity, found.last_seen) == (6, Severity.CRITICAL, now + MINUTE)
+    assert (stored.count, stored.category, stored.context["more"]) == (6, "queue", 1)
+    assert await everything(store, schema.held) == []
+    assert sum(count["count"] for count in await everything(store, schema.error_counts)) == 6
+
+
+async def test_what_is_said_of_an_error_that_was_here_does_not_wait(
+    store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """Its row is gone by age, or it never had one; what this machine says comes after its error."""
+    gone = error(from_outside=True, is_shipped=True)
+    await put(store, now, gone)
+    await store.write(lambda connection: connection.execute(schema.error_logs.delete()))
+
+    await put(
+        store,
+        now,
+        Repeats(error_id=gone.id, count=5, timestamp=now, id=ids.uuid7()),
+        Repeats(error_id=ids.uuid7(), count=5, timestamp=now),
+        Amendment(error_id=ids.uuid7(), severity=Severity.CRITICAL),
+    )
+
+    assert await everything(store, schema.held) == []
+
+
+async def test_an_error_and_its_repeats_by_two_servers_at_once_count_together(
+    database_url: str, error: ErrorFactory, now: datetime
+) -> None:
+    """Whichever is first, neither misses the other."""
+    stores = [open_store(database_url) for _ in range(2)]
+    records = [error(from_outside=True, is_shipped=True) for _ in range(30)]
+    repeats = [Repeats(error_id=record.id, count=5, timestamp=now, id=ids.uuid7()) for record in records]
+
+    async def send(store: Store, entries: list[Any]) -> None:
+        for entry in entries:
+            await put(store, now, entry)
+
+    await asyncio.gather(send(stores[0], records), send(stores[1], repeats))
+
+    assert (await group(stores[0])).count == 30 * 6
+    assert await everything(stores[0], schema.held) == []
+    for store in stores:
+        await store.close()
+
+
 async def test_processes_elsewhere_tell_how_they_are(store: Store, error: ErrorFactory, now: datetime) -> None:
     """Their reports come with the errors, several of one at times; the last says how it is."""
     reports = [_instance(now, memory_bytes=size, release="v2") for size in (1, 2)]
