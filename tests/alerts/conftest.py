@@ -22,6 +22,7 @@ TEAM = -100500
 
 SHORT = Limits(
     look_s=0.05,
+    seen_after_s=0.1,
     lease_ttl_s=2.0,
     lease_renew_s=0.3,
     claim_s=3.0,

@@ -15,6 +15,7 @@ from tocsin.model import Amendment, Batch, ErrorRecord, Severity
 from tocsin.store import Store, alerts, errors, groups
 
 CHATS = [("telegram", "17"), ("telegram", "18")]
+AT_ONCE = Limits(seen_after_s=0)
 
 
 async def put(store: Store, *entries: Any) -> None:
@@ -22,7 +23,7 @@ async def put(store: Store, *entries: Any) -> None:
 
 
 async def have_a_look(store: Store, limits: Limits | None = None, **values: Any) -> Looked:
-    return await store.write(look, plain_settings(**values), limits or Limits(), CHATS)
+    return await store.write(look, plain_settings(**values), limits or AT_ONCE, CHATS)
 
 
 async def rung(store: Store) -> list[tuple[str, int | None]]:
@@ -45,6 +46,27 @@ async def test_a_look_makes_alerts_and_deliveries_and_clears_the_marks(store: St
     [alert] = (await store.read(alerts.list_alerts))[0]
     assert [(one.channel, one.target, one.state) for one in alert.deliveries] == [(*chat, "pending") for chat in CHATS]
     assert (await have_a_look(store)).groups == 0
+
+
+async def test_counts_that_grow_can_wait_a_second(store: Store, error: ErrorFactory) -> None:
+    """However many errors come, a group is written for the alerts' sake no more often than that."""
+    await put(store, error())
+    await have_a_look(store)
+    await put(store, error())
+
+    assert (await have_a_look(store, Limits())).groups == 0
+    assert (await have_a_look(store, AT_ONCE)).edits == 1
+
+
+async def test_what_has_become_graver_waits_for_nothing(store: Store, error: ErrorFactory) -> None:
+    """Whether a new error was worse or more is known of an old one, and whoever looked at it before."""
+    seen = error("OSError", severity=Severity.MEDIUM)
+    await put(store, error(), seen)
+    await have_a_look(store)
+    await store.write(groups.act, 2, Trigger.ACKNOWLEDGE, by="@anna", via="api", now=clock.now())
+    await put(store, error(severity=Severity.CRITICAL), Amendment(error_id=seen.id, severity=Severity.HIGH))
+
+    assert sorted((await have_a_look(store, Limits())).rung) == [(1, "critical"), (2, "new")]
 
 
 async def test_two_leaders_that_look_at_once_ring_once(store: Store, error: ErrorFactory) -> None:

@@ -55,6 +55,9 @@ RUNG_CRITICAL = last(CRITICAL)
         (Mark.SEEN, CRITICAL, Status.OPEN, NEVER, Reason.NEW),
         (Mark.SEEN, CRITICAL, Status.OPEN, RUNG_HIGH, Reason.CRITICAL),
         (Mark.SEEN, CRITICAL, Status.ACKNOWLEDGED, RUNG_HIGH, Reason.CRITICAL),
+        (Mark.GRAVER, CRITICAL, Status.ACKNOWLEDGED, RUNG_HIGH, Reason.CRITICAL),
+        (Mark.GRAVER, HIGH, Status.ACKNOWLEDGED, NEVER, Reason.NEW),
+        (Mark.GRAVER, HIGH, Status.OPEN, RUNG_HIGH, None),
         (Mark.CHANGED, CRITICAL, Status.ACKNOWLEDGED, RUNG_HIGH, Reason.CRITICAL),
         # What people have done with is left alone.
         (Mark.SEEN, CRITICAL, Status.MUTED, RUNG_HIGH, None),
@@ -81,6 +84,7 @@ def test_what_rings_and_why(
     [
         (Mark.SEEN, RUNG_HIGH, Edit.SOON),
         (Mark.CHANGED, RUNG_HIGH, Edit.AT_ONCE),
+        (Mark.GRAVER, RUNG_HIGH, Edit.AT_ONCE),
         (Mark.SEEN, NEVER, Edit.NO),
         (Mark.CHANGED, NEVER, Edit.NO),
     ],

@@ -63,7 +63,7 @@ def rows(store: Store) -> dict[str, Any]:
 def ring(store: Store) -> list[tuple[int, str]]:
     """What the alerts make of the marks that stand: number and reason."""
     settings = Settings(database_url="", spool_dir="", alert_environments=("*",))
-    looked = store.write_now(look, settings, Limits(), [("console", "here")])
+    looked = store.write_now(look, settings, Limits(seen_after_s=0), [("console", "here")])
     return [(number, reason.value) for number, reason in looked.rung]
 
 

@@ -356,7 +356,7 @@ async def test_an_amendment_that_knows_less_changes_nothing(store: Store, error:
     assert (await group(store)).mark is None
 
 
-async def test_an_amendment_that_makes_it_worse_is_seen(store: Store, error: ErrorFactory, now: datetime) -> None:
+async def test_an_amendment_that_makes_it_worse_is_looked_at(store: Store, error: ErrorFactory, now: datetime) -> None:
     """The rule *critical* must hear of it."""
     record = error()
     await put(store, now, record)
@@ -364,7 +364,7 @@ async def test_an_amendment_that_makes_it_worse_is_seen(store: Store, error: Err
 
     await put(store, now, Amendment(error_id=record.id, severity=Severity.CRITICAL))
 
-    assert (await group(store)).mark == Mark.SEEN
+    assert (await group(store)).mark == Mark.GRAVER
 
 
 @pytest.mark.parametrize("in_one_batch", [True, False])

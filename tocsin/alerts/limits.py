@@ -10,6 +10,7 @@ class Limits:
     """The patience of the alerts; what a team may choose is in `Settings` instead."""
 
     look_s: float = 0.25  #            the poll is the truth, a wake-up only a hint
+    seen_after_s: float = 1.0  #       counts that grow are looked at so seldom, whatever the rate of errors
     marked_at_once: int = 500  #       groups that one look takes
     lease_ttl_s: float = 12.0  #       with one renewal missed, taken over within 15 s
     lease_renew_s: float = 2.5

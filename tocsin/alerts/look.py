@@ -36,10 +36,11 @@ def look(connection: Connection, settings: Settings, limits: Limits, targets: Se
     Args:
         targets: each (channel, target) that an alert goes to.
     """
-    marked = alerts.marked(connection, limits.marked_at_once)
+    now = database_now(connection)
+    seen_before = now - timedelta(seconds=limits.seen_after_s)
+    marked = alerts.marked(connection, limits.marked_at_once, seen_before=seen_before)
     if not marked:
         return Looked()
-    now = database_now(connection)
     last = alerts.last_alerts(connection, [group.id for group in marked])
     decisions = {group.id: decide(group, last.get(group.id), settings) for group in marked}
     ringing = [group for group in marked if decisions[group.id].ring]
@@ -58,7 +59,8 @@ def look(connection: Connection, settings: Settings, limits: Limits, targets: Se
             following = {channel for channel, _ in targets if follows(channel, edit)}
             alerts.want_edits(connection, shown, channels=following, now=now, every_s=every_s)
     alerts.clear_marks(connection, [group.id for group in marked])
-    wake_others(connection)
+    if any(one.ring or one.edit == Edit.AT_ONCE for one in decisions.values()):
+        wake_others(connection)
     return looked
 
 

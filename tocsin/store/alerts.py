@@ -21,7 +21,7 @@ from tocsin.ids import uuid7
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.store import audit, cursors
-from tocsin.store.groups import Group
+from tocsin.store.groups import Group, Mark
 from tocsin.store.leases import database_now
 from tocsin.store.queries import RECENT_AT_MOST, is_error_id
 from tocsin.store.schema import (
@@ -196,8 +196,13 @@ def _insert(connection: Connection) -> Any:
 # What the leader does.
 
 
-def marked(connection: Connection, limit: int) -> list[Group]:
-    """Marked groups, those waiting longest first; on PostgreSQL locked, past rows that another transaction holds."""
+def marked(connection: Connection, limit: int, *, seen_before: datetime | None = None) -> list[Group]:
+    """
+    Marked groups, those waiting longest first; on PostgreSQL locked, past rows that another transaction holds.
+
+    Args:
+        seen_before: leave out those whose counts alone have grown, and only since then.
+    """
     wanted = (
         select(error_groups)
         .where(error_groups.c.marked_at.is_not(None))
@@ -205,6 +210,8 @@ def marked(connection: Connection, limit: int) -> list[Group]:
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    if seen_before is not None:
+        wanted = wanted.where(or_(error_groups.c.mark != Mark.SEEN, error_groups.c.marked_at <= seen_before))
     return [Group.from_row(row) for row in connection.execute(wanted).mappings()]
 
 

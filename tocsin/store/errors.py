@@ -108,7 +108,7 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
         _advance(connection, batch, now)
     for instance in instances:
         _write_instance(connection, instance, now)
-    if any(known[group_id].mark is not None for group_id in writing.touched):
+    if any(known[group_id].mark not in (None, Mark.SEEN) for group_id in writing.touched):
         wake_others(connection)
     return [
         Stored(
@@ -286,8 +286,7 @@ class _Writing:
         if row.category != "unknown" and amendment.category:
             group.category = row.category
         if row.severity.rank > group.severity.rank:
-            group.severity = row.severity
-            self._mark(group, Mark.SEEN)
+            self._mark(group, self._grown(group, row.severity))
 
     def _happened(
         self, group: Group, timestamp: datetime, severity: Severity, release: str | None
@@ -297,18 +296,24 @@ class _Writing:
             groups.unmute(group, self._now)
         late = self._is_late(group, timestamp, release)
         if late:
-            self._mark(group, Mark.SEEN)
-            group.severity = worst(group.severity, severity)
+            self._mark(group, self._grown(group, severity))
             return True, None
         before = None if group.id in self._unborn else group.status
         self._unborn.discard(group.id)
         group.status, reason = lifecycle.advance(before, Trigger.ERROR)
-        self._mark(group, Mark(reason.value) if reason else Mark.SEEN)
         if before == Status.RESOLVED and group.status == Status.OPEN:
             group.regressions += 1
             group.severity = severity
-        group.severity = worst(group.severity, severity)
+        mark = self._grown(group, severity)
+        self._mark(group, Mark(reason.value) if reason else mark)
         return False, reason.value if reason else None
+
+    @staticmethod
+    def _grown(group: Group, severity: Severity) -> Mark:
+        """Let the group be at least so severe; what that is to the alerts."""
+        is_graver = severity.rank > group.severity.rank
+        group.severity = severity if is_graver else group.severity
+        return Mark.GRAVER if is_graver else Mark.SEEN
 
     def _stood_before(self, group: Group, record: EarlyRecord) -> None:
         """

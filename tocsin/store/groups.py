@@ -31,8 +31,9 @@ class Mark(StrEnum):
     NEW = "new"
     REGRESSED = "regressed"
     UNMUTED = "unmuted"
+    GRAVER = "graver"  #    what a person has said of it before was said of something lesser
     CHANGED = "changed"
-    SEEN = "seen"
+    SEEN = "seen"  #        only counts have grown: that can wait a moment, until there is more to show
 
 
 _STRENGTHS = {mark: -place for place, mark in enumerate(Mark)}

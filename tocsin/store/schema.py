@@ -203,7 +203,7 @@ error_groups = _table(
     Column("last_release", Text),
     Column("last_error_id", Id),  # the newest full error: what a message and a page show
     # The mark for alerts: set in the transaction that stores an error or an act, cleared in the
-    # transaction that decides. `mark` keeps the strongest reason: new, regressed, unmuted, else seen.
+    # transaction that decides. `mark` keeps the strongest reason, see `groups.Mark`.
     Column("mark", Text),
     Column("marked_at", UtcTime),
     # Resolving is true at once for the group; its rows follow in chunks while this is set.
