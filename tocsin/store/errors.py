@@ -8,7 +8,7 @@ instances) and within each by key, so that writers wait for one another instead 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -82,7 +82,8 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
     firsts = [record for error_id, record in records.items() if error_id in new]
     known, fresh = _hold_groups(connection, set(earlier.values()), firsts)
     # A row changes only while its group is held, so what is read of it from here on is true.
-    rows = _stored_rows(connection, [error_id for error_id, group_id in earlier.items() if group_id in known])
+    amended = {entry.error_id for entry in entries if isinstance(entry, Amendment)}
+    rows = _stored_rows(connection, {key for key, group_id in earlier.items() if group_id in known}, amended)
     counted = set(rows)
     rows |= {record.id: _Row.of(record) for record in firsts}
     instances = _instances(batch)
@@ -102,6 +103,7 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
     _number(connection, [known[group_id] for group_id in fresh])
     groups.save(connection, [known[group_id] for group_id in writing.touched])
     _save_rows(connection, [rows[error_id] for error_id in writing.amended])
+    _save_counts(connection, [rows[error_id] for error_id in writing.repeated.keys() - writing.amended.keys()])
     _add(connection, schema.error_counts, writing.counts)
     _add(connection, schema.hourly_totals, writing.totals)
     if batch.segment is not None:
@@ -228,6 +230,7 @@ class _Writing:
         self._now = now
         self.touched: dict[str, None] = {}
         self.amended: dict[str, None] = {}
+        self.repeated: dict[str, None] = {}  # of which the count alone has changed, unless they are amended too
         self.counts: Counter[tuple[Any, ...]] = Counter()
         self.totals: Counter[tuple[Any, ...]] = Counter()
 
@@ -264,7 +267,7 @@ class _Writing:
         group = self._groups[row.group_id]
         self._happened(group, repeats.timestamp, row.severity, row.release)
         row.count += repeats.count
-        self.amended[row.id] = None
+        self.repeated[row.id] = None
         self._count(group, row, repeats.timestamp, repeats.count)
 
     def amend(self, amendment: Amendment) -> None:
@@ -495,14 +498,21 @@ def _groups_of_earlier(connection: Connection, entries: Iterable[Entry], new: Co
     return {row.id: row.group_id for row in connection.execute(query)}
 
 
-def _stored_rows(connection: Connection, error_ids: Collection[str]) -> dict[str, _Row]:
-    if not error_ids:
-        return {}
-    query = select(*(_logs.c[field.name] for field in fields(_Row))).where(_logs.c.id.in_(error_ids))
+def _stored_rows(connection: Connection, error_ids: Set[str], amended: Set[str]) -> dict[str, _Row]:
+    """Rows as they are stored; the context, most of what a row is, of those alone that are amended."""
+    names = [field.name for field in fields(_Row)]
     rows = {}
-    for found in connection.execute(query).mappings():
-        context = found["context"] if isinstance(found["context"], dict) else {}
-        rows[found["id"]] = _Row(**{**found, "severity": Severity(found["severity"]), "context": context})
+    for wanted, columns in (
+        (error_ids & amended, names),
+        (error_ids - amended, [name for name in names if name != "context"]),
+    ):
+        if not wanted:
+            continue
+        query = select(*(_logs.c[name] for name in columns)).where(_logs.c.id.in_(sorted(wanted)))
+        for found in connection.execute(query).mappings():
+            context = found.get("context")
+            known = {**found, "context": context if isinstance(context, dict) else {}}
+            rows[found["id"]] = _Row(**known | {"severity": Severity(found["severity"])})
     return rows
 
 
@@ -599,11 +609,21 @@ _save_row = (
     .values({name: bindparam(f"new_{name}", type_=_logs.c[name].type) for name in _AMENDED})
 )
 
+_save_count = update(_logs).where(_logs.c.id == bindparam("saved_id")).values(count=bindparam("new_count"))
+
 
 def _save_rows(connection: Connection, rows: Iterable[_Row]) -> None:
     values = [{"saved_id": row.id, **{f"new_{name}": getattr(row, name) for name in _AMENDED}} for row in rows]
     if values:
         connection.execute(_save_row, values)
+
+
+def _save_counts(connection: Connection, rows: Collection[_Row]) -> None:
+    values = sorted((row.id, row.count) for row in rows)
+    if values and bulk.is_for(connection):
+        bulk.update(connection, _logs, ("id", "count"), values)
+    elif values:
+        connection.execute(_save_count, [{"saved_id": error_id, "new_count": count} for error_id, count in values])
 
 
 def _add(connection: Connection, table: Table, counts: Counter[tuple[Any, ...]]) -> None:
