@@ -464,10 +464,11 @@ def _is_away(evidence: Evidence, raised_in: str | None, module: str) -> bool:
     types = {*evidence.types, *evidence.cause_types}
     if not types.isdisjoint(_AWAY_TYPES):
         return True
+    is_said_by = not types.isdisjoint(_AWAY_TEXT_TYPES)
+    if not is_said_by and raised_in not in ("database", "queue"):
+        return False  # most errors: what they say is not searched
     says_so = _AWAY_TEXT.search(evidence.message[:4096]) is not None
-    if says_so and not types.isdisjoint(_AWAY_TEXT_TYPES):
-        return True
-    if not types.isdisjoint(_AWAY_TEXT_TYPES) and not _LOST.isdisjoint(evidence.cause_types):
+    if is_said_by and (says_so or not _LOST.isdisjoint(evidence.cause_types)):
         return True
     if raised_in not in ("database", "queue"):
         return False

@@ -157,7 +157,7 @@ def package_category(module: str) -> str | None:
     return _PACKAGES.get(package)
 
 
-def said_category(name: str, message: str, modules: Sequence[str]) -> str | None:
+def said_category(name: str, message: str, modules: tuple[str, ...]) -> str | None:
     """What failed, by where it was connecting to, by what it says, or by the package that raised it."""
     if not is_node(modules):
         return None
@@ -183,6 +183,7 @@ def hosts_in(name: str, message: str) -> tuple[str, ...]:
     return tuple(found[1] or found[2] for found in _HOST.finditer(message[:2_000]))[:3]
 
 
-def is_node(modules: Sequence[str]) -> bool:
+@lru_cache(maxsize=512)
+def is_node(modules: tuple[str, ...]) -> bool:
     """Whether frames are of JavaScript: a module there has slashes, or is one of Node's."""
     return any("/" in one or one.startswith("node:") for one in modules)

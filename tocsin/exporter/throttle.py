@@ -127,8 +127,9 @@ class Throttle:
         written = sifted.written.get(group_id)
         if written is None:
             written = (self._written.get(group_id) if sifted.minute == self._minute else None) or _Written()
-        if not written.has_room_for(record, self._full_a_minute):
-            return replace(record, is_summed_up=True)
+        record.is_summed_up = not written.has_room_for(record, self._full_a_minute)
+        if record.is_summed_up:
+            return record
         sifted.written[group_id] = written.and_(record)
         return record
 
