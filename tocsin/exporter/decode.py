@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -225,7 +226,7 @@ def _error(
         context[semconv.FRAMES] = trace.packed if is_foreign else with_source([_shown(one) for one in trace.frames])
 
     return ErrorRecord(
-        id=str(UUID(content["id"])) if is_foreign else str(content["id"]),
+        id=_id_from_outside(content["id"]) if is_foreign else str(content["id"]),
         timestamp=moment,
         severity=Severity(explicit) if explicit else verdict.severity,
         category=attributes.get(semconv.CATEGORY) or verdict.category,
@@ -256,6 +257,14 @@ def _error(
         is_shipped=is_foreign and bool(content.get("shipped")),
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
+
+
+def _id_from_outside(given: str) -> str:
+    """An id in the one way to write it; the database compares what it gives back with what it got."""
+    return given if _UUID.fullmatch(given) else str(UUID(given))
+
+
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def _without_message(exception_type: str | None, message: str, stack: str) -> str:

@@ -450,18 +450,32 @@ def _to_store(entries: Iterable[Entry], newest: Mapping[str, str]) -> dict[str, 
 def _summed_up(
     entries: Iterable[Entry], records: Mapping[str, ErrorRecord], new: Collection[str], newest: Mapping[str, str]
 ) -> list[Entry]:
-    """The entries, those that get no row as repeats of the newest before them in their group."""
+    """
+    The entries, those that get no row as repeats of the newest before them in their group.
+
+    Those of an hour are one, up to where something else is said of that error: each would do the same.
+    """
     latest = dict(newest)
+    sums: dict[tuple[str, datetime], tuple[Repeats, datetime]] = {}  # with the time of the first
     kept: list[Entry] = []
     for entry in entries:
         if not isinstance(entry, ErrorRecord) or entry.is_synthetic:
             kept.append(entry)
+            sums.clear()
         elif not entry.is_summed_up or records.get(entry.id) is entry:
             kept.append(entry)
             if entry.id in new or _group_of(entry) not in latest:  # else its row was there before
                 latest[_group_of(entry)] = entry.id
         elif error_id := latest.get(_group_of(entry)):
-            kept.append(Repeats(error_id=error_id, count=entry.count, timestamp=entry.timestamp))
+            key = error_id, _hour(entry.timestamp)
+            repeats, first = sums.get(key, (None, entry.timestamp))
+            if repeats is None or entry.timestamp < first:
+                repeats = Repeats(error_id=error_id, count=entry.count, timestamp=entry.timestamp)
+                sums[key] = repeats, entry.timestamp
+                kept.append(repeats)
+            else:
+                repeats.count += entry.count
+                repeats.timestamp = max(repeats.timestamp, entry.timestamp)
     return kept
 
 
