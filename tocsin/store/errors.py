@@ -401,6 +401,8 @@ def _take_ids(connection: Connection, entries: Sequence[Entry], now: datetime) -
     else:
         statement = _upsert(connection, _received).on_conflict_do_nothing().returning(_received.c.id)
         new = set(connection.execute(statement, [{"id": given, "received_at": now} for given in ids]).scalars())
+    if missing := new & asked:
+        connection.execute(delete(_received).where(_received.c.id.in_(sorted(missing))))
     kept: list[Entry] = []
     for entry in entries:
         given = _id_from_outside(entry)
@@ -418,8 +420,6 @@ def _may_be_early(entry: Entry) -> TypeGuard[Amendment | Repeats]:
 def _too_early(entries: Iterable[Entry], missing: Collection[str]) -> list[Amendment | Repeats]:
     return [entry for entry in entries if _may_be_early(entry) and entry.error_id in missing]
 
-    if missing := new & asked:
-        connection.execute(delete(_received).where(_received.c.id.in_(sorted(missing))))
 
 def _newest_errors(connection: Connection, entries: Iterable[Entry]) -> dict[str, str]:
     """Of the groups of errors that are to be summed up: the newest full error, where there is one."""
