@@ -8,7 +8,7 @@ Node's own and its libraries' errors are told apart by a code (``ECONNREFUSED``,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
