@@ -1,6 +1,7 @@
 // Node under tocsin: node --require ./tocsin.cjs app.js   (see docs/node.md)
 // OpenTelemetry's auto-instrumentation, and what it does not send by itself: how the process dies.
 'use strict';
+const { writeFileSync } = require('node:fs');
 const defaults = { OTEL_METRICS_EXPORTER: 'none', OTEL_NODE_RESOURCE_DETECTORS: 'env,os,process',
   OTEL_BSP_SCHEDULE_DELAY: '500', OTEL_BLRP_SCHEDULE_DELAY: '200' }; // milliseconds until an error leaves
 for (const [name, value] of Object.entries(defaults)) process.env[name] ??= value;
@@ -8,8 +9,12 @@ for (const [name, value] of Object.entries(defaults)) process.env[name] ??= valu
 const { OTLPExporterBase } = require('@opentelemetry/otlp-exporter-base');
 const { export: exportOnce } = OTLPExporterBase.prototype; // gives up after ten seconds without a server
 OTLPExporterBase.prototype.export = function (items, done, tries = 60) {
-  exportOnce.call(this, items, (result) => (result.code && !result.error?.code && tries && !stopping
-    ? setTimeout(() => this.export(items, done, tries - 1), 2000).unref() : done(result)));
+  exportOnce.call(this, items, (result) => {
+    const isLast = !result.code && [].concat(items).some((one) => one.attributes?.['tocsin.exit']);
+    if (isLast) try { writeFileSync(process.env.TOCSIN_TOLD, ''); } catch {} // so that `tocsin run` need not tell of it
+    const isAgain = result.code && !result.error?.code && tries && !stopping;
+    return isAgain ? setTimeout(() => this.export(items, done, tries - 1), 2000).unref() : done(result);
+  });
 };
 
 require('@opentelemetry/auto-instrumentations-node/register');

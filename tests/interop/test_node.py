@@ -151,6 +151,31 @@ def test_what_happens_at_sigterm_is_sent(shuts_down: bool, sqlite_url: str, tmp_
             row_with(sqlite_url, "a file was left open")
 
 
+@pytest.mark.parametrize("is_server_there", [True, False])
+def test_an_exception_that_ends_a_watched_program_counts_once(
+    is_server_there: bool, sqlite_url: str, tmp_path: Path
+) -> None:
+    """The file has told of it, and who watches need not; unless what it told has not arrived."""
+    run = (sys.executable, "-m", "tocsin", "run", "--")
+    with (
+        serving(tmp_path, TOCSIN_DATABASE_URL=sqlite_url) as server,
+        node_shop(
+            tmp_path / "shop",
+            server.address if is_server_there else "http://127.0.0.1:9",
+            before=run,
+            requires=str(TOCSIN_FILE),
+            TOCSIN_DATABASE_URL=sqlite_url,
+            TOCSIN_SPOOL_DIR=str(tmp_path / "spool"),
+        ) as shop,
+    ):
+        shop.get("/crash")
+        assert shop.process.wait(30) == 1
+        row_with(sqlite_url, "the last one cannot be paid" if is_server_there else "exited with code 1")
+        mechanisms = [row.mechanism for row in rows_of(sqlite_url)]
+
+    assert mechanisms == ["uncaughtException" if is_server_there else "process-exit"]
+
+
 def test_a_death_is_told_by_who_watches(sqlite_url: str, tmp_path: Path) -> None:
     """`kill -9`: nothing in the process can tell."""
     run = (sys.executable, "-m", "tocsin", "run", "--")
