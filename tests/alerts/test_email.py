@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from email import message_from_bytes
+from email.policy import SMTP as WIRE
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -371,6 +373,20 @@ def test_a_mail_says_how_things_stand_and_who_did_it() -> None:
     assert written.subject == "[tocsin] ВАЖНО shop #42 KeyError: 'phone'"
     assert "✅ решена" in written.text and "✅ решена" in written.html
     assert "2026-03-14 12:26:53 MSK" in written.text and "2026-03-14 12:26:53 MSK" in written.html
+
+
+def test_a_subject_in_any_language_keeps_its_words_apart() -> None:
+    """Wherever its lines end; readers show what they put together again."""
+    chance = random.Random(3)
+    words = ["Платёж", "не", "прошёл:", "ответа", "базы", "данных", "<b>", "amoCRM", "🔥", "https://x.example/p"]
+    settings = plain_settings(smtp_url="smtp://mail.example", **MAIL)
+    for _ in range(300):
+        title = " ".join(chance.choices(words, k=chance.randint(1, 18)))
+        raw = compose(message_of(subject(group(title=title))), settings, ANNA).as_bytes()
+        head = raw.partition(b"\r\n\r\n")[0]
+
+        assert message_from_bytes(raw, policy=WIRE)["Subject"] == letter.header(f"[tocsin] HIGH shop #42 {title}")
+        assert max(map(len, head.split(b"\r\n"))) <= 78
 
 
 @pytest.mark.parametrize(
