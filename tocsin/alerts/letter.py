@@ -130,8 +130,8 @@ def _as_text(values: dict[str, Any], why: str) -> str:
     lines += [values["message"], ""]
     own: _Frame | None = values["own"]
     if values["culprit"] or own:
-        place = " ".join(part for part in (values["culprit"], own and own.place) if part)
-        lines += [f"> {place}"]
+        lines += [f"> {values['culprit'] or '-'}"]
+        lines += [f"  {own.place}"] if own else []
         lines += [f"      {own.code}"] if own and own.code else []
         lines += [""]
     lines += [f"{name}: {value}" for name, value in values["facts"]] + [""]
@@ -166,20 +166,7 @@ def _many(subject: Subject, settings: Settings, texts: Texts, to: str) -> Letter
         "badge": severity,
         "head": head,
         "repeats": repeats,
-        "rows": [
-            {
-                "colour": _COLOURS[group.severity] if group.status == Status.OPEN else _DONE,
-                "badge": texts(
-                    f"severity.{group.severity}" if group.status == Status.OPEN else f"status.{group.status}"
-                ),
-                "number": group.number,
-                "url": messages.group_url(group.number, settings),
-                "title": _line(group.title, 200),
-                "where": " · ".join(_line(part, 100) for part in (group.service, group.culprit) if part),
-                "count": f"×{group.count:,}",
-            }
-            for group in shown
-        ],
+        "rows": [_row(group, settings, texts) for group in shown],
         "everyone": everyone,
         "open": texts("mail.open_page"),
         "solved": solved,
