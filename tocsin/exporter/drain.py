@@ -30,9 +30,10 @@ from tocsin.model import Instance
 from tocsin.settings import Settings
 from tocsin.text import one_line
 
-BATCH_LINES = 1000
-BATCH_BYTES = 2 * 2**20
+BATCH_LINES = 1500
+BATCH_BYTES = 4 * 2**20
 IDLE_S = 1.0
+GATHER_S = 0.1  # after something was stored: what comes in the meantime is stored together
 STORM_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 LONGEST_PAUSE_S = 60.0  # whatever a server asks for
@@ -75,6 +76,7 @@ class Drain:
         self._source: decoding.Source | None = None  # of this process's own errors
         self._told_lost = 0
         self._has_complained = False
+        self._has_stored = False  # in this round
         self._complained_of: type[Exception] | None = None  # why the sink takes nothing, as it was said last
         self._next_adoption = 0.0
         self._next_beat = time.monotonic() + FIRST_BEAT_S
@@ -154,6 +156,8 @@ class Drain:
                 elif failed:
                     self._ending.wait(self._pause_s(failed, pause_s))
                 else:
+                    if self._has_stored:
+                        self._ending.wait(GATHER_S)
                     self._signal.acquire(timeout=STORM_S if is_storming else min(IDLE_S, self._adopt_every_s))
         finally:
             for orphan in self._orphans:
@@ -173,7 +177,7 @@ class Drain:
 
     def _round(self) -> bool:
         """Store all there is; True while a storm is being counted."""
-        is_storming = False
+        is_storming = self._has_stored = False
         if time.monotonic() >= self._next_adoption and self._deadline is None:
             self._next_adoption = time.monotonic() + self._adopt_every_s
             self._orphans += spooling.adopt_orphans(self._folder)
@@ -228,7 +232,8 @@ class Drain:
             segment = self._segments.setdefault(path, _Segment(path, position=0))
             is_final = not spool.is_open(path)
             while self._store_some(segment, is_final=is_final):
-                pass
+                if not is_final and not segment.has_more:
+                    break  # what comes just now is worth waiting for
             self._source = segment.source or self._source
             if is_final and segment.position == path.stat().st_size and spool.remove(path):
                 del self._segments[path]
@@ -274,7 +279,9 @@ class Drain:
         portion = Portion(segment=segment.name, start=segment.position, lines=lines, source=source, instance=instance)
         segment.position = None  # until it is known: some of it may be kept all the same, or by another
         stored = self._sink.put(portion)
+        segment.has_more = len(lines) >= BATCH_LINES or portion.end - portion.start > BATCH_BYTES // 2
         segment.position = portion.end
+        self._has_stored = True
         if segment.orphan is None and self._sink.beats_every_s is not None:
             self._next_beat = time.monotonic() + self._sink.beats_every_s  # it came with the errors
         self._tell(stored)
@@ -342,6 +349,7 @@ class _Segment:
     position: int | None  # None: the sink knows
     orphan: Orphan | None = None  # whose it was
     source: decoding.Source | None = None
+    has_more: bool = False  #        behind what was read last
 
     @property
     def name(self) -> str:
