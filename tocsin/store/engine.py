@@ -12,6 +12,7 @@ import asyncio
 import json
 import socket
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -36,6 +37,8 @@ CONNECTIONS = 4
 """The most that a store opens; who uses it from one thread, as a drain does, needs one."""
 
 WAKE_CHANNEL = "tocsin"
+
+_WAL_WITHIN_S = 5.0
 
 
 class Store(Protocol):
@@ -383,10 +386,23 @@ def _read_json(value: Any) -> Any:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous=NORMAL")
     # SQLite's own knows A to Z only; who looks for "ошибка" means "Ошибка" too.
     connection.create_function("lower", 1, _casefold, deterministic=True)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Several that open a new file at once are in each other's way here, and SQLite lets none of them wait."""
+    until = time.monotonic() + _WAL_WITHIN_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _casefold(value: object) -> str | None:
