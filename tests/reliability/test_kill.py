@@ -114,7 +114,7 @@ def _ids(connection: Connection) -> set[str]:
     return set(ids)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_what_capture_returned_from_survives_kill_9(database_url: str, tmp_path: Path, seed: int) -> None:
     _kill_many_times(database_url, tmp_path, rounds=5, seed=seed)
 

@@ -135,8 +135,8 @@ def compare(url: str, victims: Services, killed: int) -> str:
     )
 
 
-def test_what_was_captured_survives_kills_on_both_ends(database_url: str, tmp_path: Path) -> None:
-    kill_many_times(database_url, tmp_path, services=3, servers=1, seed=1)
+def test_what_was_captured_survives_kills_on_both_ends(sqlite_url: str, tmp_path: Path) -> None:
+    kill_many_times(sqlite_url, tmp_path, services=3, servers=1, seed=1)
 
 
 @pytest.mark.gate

@@ -24,14 +24,14 @@ from tocsin.exporter.early import finish
 from tocsin.store import Store, adopt, migrate, open_store, schema
 from tocsin.store.adopt import Rows
 
-LARGE = 15_000  # rows, more than fit into what is indexed at once
+LARGE = 8_000  # rows, more than fit into what is indexed at once
 _FILL = """
     INSERT INTO error_logs (severity, category, message, stack, context, environment, resolved, timestamp, resolved_at)
     SELECT 'high', (array['amocrm', 'telegram', 'database', 'api'])[1 + i % 4],
       'Request failed with status code ' || (500 + i % 5),
       'AxiosError: Request failed' || E'\n    at settle (/app/node_modules/axios/lib/core/settle.js:19:12)'
         || E'\n    at pushLead' || (i % 50) || ' (/app/src/services/amocrm.ts:88:11)'
-        || repeat(E'\n    at processTicksAndRejections (node:internal/process/task_queues:95:5)', 5),
+        || repeat(E'\n    at processTicksAndRejections (node:internal/process/task_queues:95:5)', 12),
       jsonb_build_object('leadId', i::text), 'production', i % 2 = 0,
       timestamptz '2025-11-01' + i * interval '2 seconds', CASE WHEN i % 2 = 0 THEN timestamptz '2025-12-01' END
     FROM generate_series(1, {rows}) i
@@ -116,7 +116,7 @@ def adopted_beside_a_writer(url: str, rows: int, pooled_url: str | None = None) 
     """Fill, migrate and group, with a writer at work; everything has to be right after it."""
     store = open_store(pooled_url or url)
     fill(store, rows)
-    before = rows_of_before(store) if rows <= 20_000 else []
+    before = rows_of_before(store) if rows <= LARGE else []
     with Writer(url) as writer:
         migrate.migrate_now(store)
         assert store.read_now(migrate.version) == migrate.EXPECTED
@@ -132,7 +132,7 @@ def adopted_beside_a_writer(url: str, rows: int, pooled_url: str | None = None) 
 
 def test_a_large_table_is_adopted_while_a_writer_is_at_work(empty_postgres_url: str) -> None:
     """It never waits for long, and loses nothing; what it wrote is counted with the rest."""
-    writer = adopted_beside_a_writer(empty_postgres_url, 20_000)
+    writer = adopted_beside_a_writer(empty_postgres_url, LARGE)
 
     assert writer.longest_s < 1.0
 

@@ -221,13 +221,14 @@ async def test_on_sqlite_ids_and_times_by_default_are_text_as_tocsin_writes_it(s
         assert timestamp.endswith("000+00:00")
 
 
-def test_ten_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str) -> None:
-    """One does it, the others wait and find it done."""
+def test_many_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str) -> None:
+    """One does it, the others wait and find it done: ten servers on PostgreSQL, a few services on SQLite."""
+    many = 4 if empty_database_url.startswith("sqlite") else 10
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    together = context.Barrier(10)
+    together = context.Barrier(many)
     arguments = (empty_database_url, together, answers)
-    processes = [context.Process(target=migrate_for, args=arguments) for _ in range(10)]
+    processes = [context.Process(target=migrate_for, args=arguments) for _ in range(many)]
     for process in processes:
         process.start()
     results = [answers.get(timeout=120) for _ in processes]
@@ -235,7 +236,7 @@ def test_ten_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str
         process.join(30)
 
     assert [result for result in results if isinstance(result, str)] == []
-    assert sorted(len(said) for said in results) == [0] * 9 + [1]
+    assert sorted(len(said) for said in results) == [0] * (many - 1) + [1]
     store = open_store(empty_database_url)
     assert store.read_now(differences) == []
     store.close_now()
