@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -253,19 +251,3 @@ def test_an_address_without_its_driver_says_what_to_install(monkeypatch: pytest.
 
     with pytest.raises(BadInput, match=r"pip install 'tocsin\[postgres\]'"):
         open_store("postgresql://db/x")
-
-
-def test_many_that_open_a_new_file_at_once_all_get_it(tmp_path: Path) -> None:
-    """Services of one machine that start together: SQLite lets nobody wait while a file gets its log."""
-    together = threading.Barrier(8)
-
-    def first_write(round_: int) -> None:
-        store = open_store(f"sqlite:///{tmp_path}/{round_}.db")
-        together.wait(20)
-        store.write_now(lambda connection: connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS t (a)"))
-        store.close_now()
-
-    with ThreadPoolExecutor(8) as many:
-        for round_ in range(15):
-            for one in [many.submit(first_write, round_) for _ in range(8)]:
-                one.result(20)
