@@ -385,6 +385,17 @@ async def test_a_group_lives_as_long_as_its_errors(store: Store, error: ErrorFac
     assert await prune(store, now, Policy(days=199)) == {Task.AGE: 1, Task.GROUPS: 1}
 
 
+async def test_a_group_whose_errors_have_just_been_stored_would_stay(
+    store: Store, error: ErrorFactory, now: datetime
+) -> None:
+    """As of an old table that was loaded a moment ago; an hour later both would go."""
+    await a_group(store, error, now - 100 * DAY, "Old")
+    await store.write(lambda connection: connection.execute(update(schema.error_logs).values(created_at=now)))
+
+    assert +await store.read(retention.count, MONTH, now) == Counter()
+    assert +await store.read(retention.count, MONTH, now + 2 * HOUR) == {Task.AGE: 1, Task.GROUPS: 1}
+
+
 async def test_counts_are_kept_for_a_year_and_a_month(store: Store, error: ErrorFactory, now: datetime) -> None:
     """Of a group that goes on too."""
     for seen in (now - 401 * DAY, now - 399 * DAY, now):
