@@ -307,8 +307,8 @@ def encoded(content: Mapping[str, Any], resource: Resource) -> bytes:
 
 def tidy(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Scrubbed, cut, cleaned; in this order, since half a secret has no shape."""
-    if len(text) <= _SMALL and limit >= _SMALL:
-        return _tidy_small(text)
+    if len(text) <= _SMALL and len(small := _tidy_small(text)) <= limit:
+        return small
     return clean(scrub_text(text), limit)
 
 
