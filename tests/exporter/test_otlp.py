@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -498,7 +500,7 @@ def test_what_json_may_be_written_as_is_read_alike(record: dict[str, Any]) -> No
         b'{"a":NaN}',
         b'{"a":' + b"9" * 10**6 + b"}",
         b"[" * 10**5,
-        b'{"a":' * 10**5 + b"1" + b"}" * 10**5,
+        b'{"a":' * 10**4 + b"1" + b"}" * 10**4,
         b"\xff\xfe{}",
         '{"a":"\ud800"}'.encode("utf-8", "surrogatepass"),
         '{"resourceLogs":[]}'.encode("utf-16"),
@@ -569,6 +571,52 @@ def test_a_large_body_of_usual_records_is_taken() -> None:
 def test_json_of_many_small_parts_is_refused_before_it_is_read(unit: bytes) -> None:
     with pytest.raises(TooMuch):
         otlp_json.loads(b"[" + unit * 350_000 + b"0]")
+
+
+MIB = 2**20
+
+
+def _long(text: str, count: int = 1) -> bytes:
+    return json.dumps(_logs(*[_log({}, body={"stringValue": text})] * count), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(_long("x" * (3 * MIB - 2_000) + "\U0001f600"), id="a wide text"),
+        pytest.param(_long("x" * (4 * MIB - 2_000) + "\u4e2d"), id="a long text"),
+        pytest.param(_long("x" * 4_000 + "\U0001f600", 600), id="many wide texts"),
+        pytest.param(b"{" + b",".join(b'"%08d":0' % at for at in range(149_000)) + b"}", id="many names"),
+        pytest.param(b"[" + b",".join(b'"%08d"' % at for at in range(149_000)) + b"]", id="many texts"),
+        pytest.param(
+            b"[" + b",".join(b'{"%d":"%08d"}' % (at % 4_900, at) for at in range(49_000)) + b"]", id="objects"
+        ),
+        pytest.param(b'"",,' * MIB, id="nothing much"),
+        pytest.param(b'"\\"' * (MIB * 4 // 3), id="no end"),
+    ],
+)
+def test_no_body_of_json_takes_much_memory(body: bytes) -> None:
+    """Whatever it is: as little as four megabytes can be a hundred when they are read."""
+    reader = Reader(Settings())
+    reader.logs(b"{}", is_json=True, now_ns=NOW_NS)
+    tracemalloc.start()
+    try:
+        with suppress(Unreadable, TooMuch):
+            reader.logs(body, is_json=True, now_ns=NOW_NS)
+        assert tracemalloc.get_traced_memory()[1] < 26 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_ordinary_senders_send_at_once_is_taken(door: Door) -> None:
+    """512 errors of four thousand characters, an emoji among them; 512 spans with much about each."""
+    said: dict[str, Any] = {f"app.attribute.{at}": f"value {at}" for at in range(12)}
+    text = {"stringValue": "x" * 3_990 + "\U0001f600"}
+    more: dict[str, Any] = {f"http.{at}": at for at in range(10)}
+    spans = [_span(f"{at:016x}", **said, **more) for at in range(1, 513)]
+
+    assert door.take(_logs(*[_log(said, body=text, traceId=f"{at:032x}") for at in range(1, 513)])).taken == 512
+    assert door.take(_spans(*spans)).taken == 512
 
 
 def test_json_that_is_nested_deeper_than_any_sensible_one_is_refused_before_it_is_read() -> None:

@@ -51,6 +51,7 @@ FATAL_NUMBER: Final = 21
 _EARLIEST_NS: Final = 946_684_800 * 1_000_000_000  # 2000-01-01: no clock that was ever set says less
 _LATEST_NS: Final = 60 * 1_000_000_000
 _SMALL = 256
+_TELLING = 64 * 1024  # of a text that makes an id: a copy of megabytes tells no more
 _OURS_TO_SAY = frozenset({semconv.TASK_NAME})
 _WORD = re.compile(r"[\w .:-]{1,40}")
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
@@ -231,7 +232,7 @@ def content_id(  # noqa: PLR0917
 
 def uuid8(*parts: str) -> str:
     """A UUID made from some texts. Source: RFC 9562, section 5.8."""
-    data = "\x1f".join(parts).encode("utf-8", "backslashreplace")
+    data = "\x1f".join([part[:_TELLING] for part in parts]).encode("utf-8", "backslashreplace")
     found = blake2b(data, digest_size=16, usedforsecurity=False).hexdigest()
     return f"{found[:8]}-{found[8:12]}-8{found[13:16]}-{'89ab'[int(found[16], 16) & 3]}{found[17:20]}-{found[20:]}"
 

@@ -37,12 +37,20 @@ from tocsin.exporter.records import (
 )
 from tocsin.exporter.scrub import BREADTH_LIMIT, DEPTH_LIMIT, LEFT_OUT
 
-MOST_PARTS: Final = 300_000
+MOST_PARTS: Final = 150_000
 """Members, and two for each object and list, in one body: each costs memory, however few bytes it is written in."""
 
-MOST_BYTES: Final = 8 * 2**20
-"""Of one body: as a text it may take four times as much."""
+MOST_NAMES: Final = 5_000
+"""Different names of members in one body: each costs ten times what the same name again does."""
 
+MOST_BYTES: Final = 4 * 2**20
+MOST_WIDE_BYTES: Final = 3 * 2**20
+"""Of one body; of one with characters beyond 16 bits, such as an emoji, of which a text takes four times as much."""
+
+_PIECE_BYTES = 64 * 2**10
+_FEW_PARTS = 30_000  # that cannot cost much, whatever they are
+_WIDE = re.compile(rb"[\xf0-\xff]")
+_NAME = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"\s*+(:?)', re.DOTALL)
 _DEPTH: Final = 150  # a value 32 deep in a record, four brackets each, and what is around it
 _STRING = re.compile(rb'"[^"]*+"')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -66,12 +74,17 @@ def loads(body: bytes) -> Any:
         Unreadable: it is none, or nested deeper than any sensible one.
         TooMuch: it has more parts than are taken.
     """
-    if len(body) > MOST_BYTES:
-        raise TooMuch(f"more than {MOST_BYTES} bytes of JSON at once; send smaller batches, or protobuf")
-    bare = _STRING.sub(b"", body.replace(rb"\\", b"").replace(rb"\"", b""))
-    brackets = bare.translate(_STEPS, _NO_BRACKETS)
-    if bare.count(b",") + len(brackets) > MOST_PARTS:
-        raise TooMuch(f"more than {MOST_PARTS} values in one body; send smaller batches")
+    most = MOST_WIDE_BYTES if len(body) > MOST_WIDE_BYTES and _WIDE.search(body) else MOST_BYTES
+    if len(body) > most:
+        raise TooMuch(f"more than {most} bytes of JSON at once; send smaller batches, or protobuf")
+    commas, brackets = 0, b""
+    for bare in _without_strings(body.replace(rb"\\", b"").replace(rb"\"", b"")):
+        commas += bare.count(b",")
+        brackets += bare.translate(_STEPS, _NO_BRACKETS)
+        if commas + len(brackets) > MOST_PARTS:
+            raise TooMuch(f"more than {MOST_PARTS} values in one body; send smaller batches")
+    if commas + len(brackets) > _FEW_PARTS:
+        _count_names(body)
     if max(accumulate(array("b", brackets)), default=0) > _DEPTH:
         raise Unreadable(f"JSON nested more than {_DEPTH} deep")
     try:
@@ -96,6 +109,26 @@ def spans(body: bytes) -> Iterator[Batch[Span]]:
         raise TooMuch(f"more than {MOST_SPANS} spans at once; send smaller batches")
     for resource, scope, found in batches:
         yield Batch(resource, scope, _spans(found))
+
+
+def _without_strings(plain: bytes) -> Iterator[bytes]:
+    """JSON without escapes by pieces: what is cut out of all at once takes ten times the memory of what is left."""
+    start = 0
+    while start < len(plain):
+        end = start + _PIECE_BYTES
+        if plain.count(b'"', start, end) % 2:  # it would end within a string
+            end = plain.find(b'"', end) + 1 or len(plain)
+        yield _STRING.sub(b"", plain[start:end])
+        start = end
+
+
+def _count_names(body: bytes) -> None:
+    names = set()
+    for found in _NAME.finditer(body):
+        if found[2]:
+            names.add(found[1])
+            if len(names) > MOST_NAMES:
+                raise TooMuch(f"more than {MOST_NAMES} different names in one body")
 
 
 def _refuse(constant: str) -> NoReturn:
