@@ -12,7 +12,8 @@ OTLPExporterBase.prototype.export = function (items, done, tries = 60) {
   exportOnce.call(this, items, (result) => {
     const isLast = !result.code && [].concat(items).some((one) => one.attributes?.['tocsin.exit']);
     if (isLast) try { writeFileSync(process.env.TOCSIN_TOLD, ''); } catch {} // so that `tocsin run` need not tell of it
-    const isAgain = result.code && !result.error?.code && tries && !stopping;
+    const isRefused = Number.isInteger(result.error?.code); // a status that no other try would change
+    const isAgain = result.code && !isRefused && tries && !stopping;
     return isAgain ? setTimeout(() => this.export(items, done, tries - 1), 2000).unref() : done(result);
   });
 };

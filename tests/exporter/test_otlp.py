@@ -205,6 +205,15 @@ def test_an_exception_is_an_error_at_any_severity_and_without_one(door: Door) ->
     assert [one.severity for one in door.errors] == [Severity.HIGH, Severity.LOW]
 
 
+def test_what_a_senders_exporter_says_of_our_absence_is_no_error(door: Door) -> None:
+    """Each would say so after every outage of the server; what it lost is not known by it."""
+    scope = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+
+    door.take(_logs(_log(body={"stringValue": "Failed to export spans batch"}), scope=scope))
+
+    assert door.errors == []
+
+
 def test_fatal_is_critical(door: Door) -> None:
     door.take(_logs(_log(severityNumber=21, body={"stringValue": "out of memory"})))
 

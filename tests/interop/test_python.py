@@ -112,7 +112,7 @@ def test_exporters_that_retry_lose_nothing_while_the_server_is_away(
         address = server.address
         shop: Shop | NodeShop
         if kind == "python":
-            shop = stack.enter_context(fastapi_shop(tmp_path / "shop", address, OTEL_EXPORTER_OTLP_TIMEOUT="60"))
+            shop = stack.enter_context(fastapi_shop(tmp_path / "shop", address, OTEL_EXPORTER_OTLP_TIMEOUT="120"))
         else:
             shop = stack.enter_context(node_shop(tmp_path / "shop", address, requires=str(TOCSIN_FILE)))
         for order in range(3):

@@ -43,6 +43,9 @@ class Reading:
         self.problem = self.problem or str(problem)
 
 
+_SENDERS_OWN = ("opentelemetry.sdk.", "opentelemetry.exporter.")
+
+
 class Reader:
     """
     Reads bodies, one after the other; for one thread.
@@ -127,6 +130,8 @@ class Reader:
         if is_exception and not message:
             message = stack.outline.message if stack.outline is not None else body
         elif not is_exception:
+            if scope.startswith(_SENDERS_OWN):
+                return  # its exporter says that we could not be reached: a storm after every outage of ours
             message = body
         time_ns = record.time_ns or sheet.unique_ns()
         trace_id = record.trace_id
