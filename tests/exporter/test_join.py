@@ -139,6 +139,21 @@ def test_memory_is_bounded_in_traces_and_in_what_each_holds() -> None:
     )
 
 
+def test_memory_is_bounded_in_what_requests_say() -> None:
+    """A thousand traces of twenty requests with long addresses would else be hundreds of megabytes."""
+    memory = Memory(most_bytes=50_000)
+    said = {"url.path": "/" * 1_000, "url.query": "q" * 1_000}
+    for at in range(100):
+        request = Request(f"s{at % 5}", NOW_NS, NOW_NS + SECOND, 500, True, dict(said))
+        memory.add_request("shop", f"t{at // 5}", request, NOW_NS)
+
+    known = [at for at in range(20) if memory.request_of("shop", f"t{at}", "s0", NOW_NS) is not None]
+
+    assert known == list(range(17, 20))  # the latest, of 13 to 14 thousand bytes each
+    memory.add_request("shop", "t0", Request("s0", NOW_NS, NOW_NS, 500, True, {"url.path": "/" * 100_000}), NOW_NS)
+    assert memory.request_of("shop", "t0", "s0", NOW_NS) is not None  # one alone may be too large
+
+
 def test_what_is_old_is_forgotten() -> None:
     memory = Memory()
     memory.add_request("shop", TRACE, _request(), NOW_NS)

@@ -18,6 +18,9 @@ from tocsin.exporter.records import Span
 
 MOST_TRACES: Final = 4_000
 MOST_OF_A_TRACE: Final = 20
+MOST_BYTES: Final = 8 * 2**20
+"""What all traces may weigh together: a request's texts are whatever somebody asked for."""
+
 AGE_NS: Final = 120 * 1_000_000_000
 
 _SLACK_NS = 5_000_000  # clocks of one process may differ: spans are timed by a steady one
@@ -103,13 +106,21 @@ class _Trace:
     requests: tuple[Request, ...] = ()
     errors: tuple[Told, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    weight: int = 0
+
+    def weigh(self) -> int:
+        """About how many bytes it takes."""
+        texts = sum(len(value) for one in self.requests for value in one.attributes.values() if isinstance(value, str))
+        return 400 + texts + 600 * len(self.requests) + 300 * (len(self.errors) + len(self.aliases))
 
 
 class Memory:
     """Requests and errors of late, by service and trace; the oldest traces are forgotten."""
 
-    def __init__(self, most_traces: int = MOST_TRACES, age_ns: int = AGE_NS) -> None:
+    def __init__(self, most_traces: int = MOST_TRACES, age_ns: int = AGE_NS, most_bytes: int = MOST_BYTES) -> None:
         self._most = most_traces
+        self._most_bytes = most_bytes
+        self._weight = 0
         self._age_ns = age_ns
         self._traces: OrderedDict[tuple[str, str], _Trace] = OrderedDict()
 
@@ -118,6 +129,7 @@ class Memory:
         trace = self._of(service, trace_id, now_ns)
         known = [one for one in trace.requests if one.span_id != request.span_id]
         trace.requests = (*known[1 - MOST_OF_A_TRACE :], request)
+        self._weigh(trace)
         return [
             error
             for error in trace.errors
@@ -136,6 +148,7 @@ class Memory:
             if before.id == error.id:
                 return before
         trace.errors = (*trace.errors[1 - MOST_OF_A_TRACE :], error)
+        self._weigh(trace)
         return None
 
     def call(self, service: str, trace_id: str, content_id: str, own_id: str, now_ns: int) -> None:
@@ -143,6 +156,7 @@ class Memory:
         trace = self._of(service, trace_id, now_ns)
         known = [pair for pair in trace.aliases if pair[0] != content_id]
         trace.aliases = (*known[1 - MOST_OF_A_TRACE :], (content_id, own_id))
+        self._weigh(trace)
 
     def called(self, service: str, trace_id: str, content_id: str) -> str:
         """The id of an error: its own, if one was given to it, else that of its content."""
@@ -164,7 +178,19 @@ class Memory:
     def _forget(self, now_ns: int) -> None:
         traces = self._traces
         while len(traces) > self._most or next(iter(traces.values())).since_ns < now_ns - self._age_ns:
-            traces.popitem(last=False)
+            self._drop_oldest()
+
+    def _weigh(self, trace: _Trace) -> None:
+        self._weight -= trace.weight
+        trace.weight = trace.weigh()
+        self._weight += trace.weight
+        while self._weight > self._most_bytes and len(self._traces) > 1:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, oldest = self._traces.popitem(last=False)
+        self._weight -= oldest.weight
+        oldest.weight = 0  # whoever still holds it weighs it in vain
 
 
 class Family:
