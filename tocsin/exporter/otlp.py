@@ -236,11 +236,7 @@ class _Sheet:
         self._errors[error.id] = error if known is None else foreign.merge(known, error)
 
     def say_after(self, line: bytes) -> None:
-        """Take a line that says something of an error: it counts for nothing before the error's own."""
-        self._after.append(line)
-
-    def add_line(self, line: bytes) -> None:
-        """Take a line that is no error."""
+        """Take a line that is no error: one that says something of an error counts for nothing before it."""
         self._after.append(line)
 
     @staticmethod
@@ -262,7 +258,7 @@ class _Sheet:
         """A request has come: amend the errors that were told before it."""
         for error in self._memory.add_request(resource.service, trace_id, request, self.now_ns):
             is_worse = request.has_failed and error.handled is not False
-            self.add_line(
+            self.say_after(
                 foreign.amendment(
                     error.id,
                     resource,
@@ -293,7 +289,7 @@ class _Sheet:
         is_joined = told.has_request and not before.has_request
         if is_worse or is_unhandled or is_joined:
             keys = Request.keys() if is_joined else ()
-            self.add_line(
+            self.say_after(
                 foreign.amendment(
                     error.id,
                     error.resource,
