@@ -107,6 +107,22 @@ def test_a_spool_that_is_stored_is_deleted(database_url: str, tmp_path: Path) ->
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_a_small_spool_that_was_full_takes_errors_again_once_it_is_drained(database_url: str, tmp_path: Path) -> None:
+    """Of a process that goes on: what is being written to is not deleted, and may not be all that there is."""
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 2**20, RESOURCE)
+    held = 0
+    while spool.append_all([error_line("x" * 20_000)]):
+        held += 1
+    drain = Drain(Settings(database_url=database_url, spool_dir=str(folder)), spool, folder)
+    drain.start()
+    eventually(lambda: drain.stored == held)
+
+    eventually(lambda: spool.append_all([error_line("x" * 20_000)] * 10))
+    assert drain.finish(5)
+    spool.close(everything_stored=True)
+
+
 def test_counts_join_the_error_that_they_repeat(database_url: str, tmp_path: Path) -> None:
     error_id = uuid7()
     with drained(database_url, tmp_path / "spool") as (spool, drain):

@@ -83,6 +83,8 @@ class Spool:
     def __init__(self, folder: Path, max_bytes: int, header: dict[str, Any]) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
+        # Only a segment that is left behind makes room: of a small spool one may not be all.
+        self._segment_bytes = min(SEGMENT_BYTES, max_bytes // 4)
         _make_folder(folder)
         self.stem = _new_stem()
         self._header = (json.dumps({"v": VERSION, "kind": "segment", **header}) + "\n").encode()
@@ -112,7 +114,7 @@ class Spool:
         size = len(line)
         if size > LINE_BYTES or self.folder_bytes + size > self.max_bytes:
             return False
-        if self._size + size > SEGMENT_BYTES:
+        if self._size + size > self._segment_bytes:
             self._rotate()
         if self._torn:  # a line cut short by a full disk is closed before the next one
             line = b"\n" + line
@@ -141,7 +143,7 @@ class Spool:
         for line in lines:
             if size + len(line) > LINE_BYTES and portion:
                 # A sync is for one file: what the next portion leaves behind goes to the disk now.
-                is_last_of_file = self._size + size + LINE_BYTES > SEGMENT_BYTES
+                is_last_of_file = self._size + size + LINE_BYTES > self._segment_bytes
                 if not self._append(b"".join(portion), durable=is_last_of_file):
                     return False
                 portion, size = [], 0
