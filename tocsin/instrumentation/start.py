@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -157,8 +158,12 @@ class _Unborn:
     """Stands for the capture of a forked child until it has something to record."""
 
     def __init__(self) -> None:
-        self.is_giving_birth = False
+        self.birth = allocate_lock()  # only ever tried: whoever gets it gives birth, also of two in one thread
         self.waiting: deque[Sighting] = deque(maxlen=_MOST_WAITING)
+
+    @property
+    def is_giving_birth(self) -> bool:
+        return self.birth.locked()
 
     def see(self, sighting: Sighting) -> str | None:
         capture = _born(self)
@@ -188,7 +193,7 @@ def _born(stand_in: _Unborn) -> Capture | None:
         lock = _lock
         if lock.acquire(timeout=_BIRTH_TIMEOUT_S):
             try:
-                if state.current is stand_in and state.settings is not None and not stand_in.is_giving_birth:
+                if state.current is stand_in and state.settings is not None and stand_in.birth.acquire(blocking=False):
                     _give_birth(stand_in, state.settings)
             finally:
                 lock.release()
@@ -196,13 +201,12 @@ def _born(stand_in: _Unborn) -> Capture | None:
 
 
 def _give_birth(stand_in: _Unborn, settings: Settings) -> None:
-    stand_in.is_giving_birth = True
     try:
         state.current = capture = _open(settings)
         while capture is not None and stand_in.waiting:
             capture.see(stand_in.waiting.popleft())
     finally:
-        stand_in.is_giving_birth = False
+        stand_in.birth.release()
 
 
 def _provide_traces() -> None:
