@@ -209,3 +209,18 @@ def test_a_stack_without_source_lines_is_told_apart_by_what_was_said() -> None:
     assert thrown("order 1 is lost") == thrown("order 2 is lost")
     python = "/app/shop.py"
     assert thrown("no stock", file=python) == thrown("no money", file=python)
+
+
+def test_a_stack_that_begins_anywhere_is_known_by_its_end() -> None:
+    """Which of the spans that an exception of Python passed tells of it first is chance."""
+    inner = Frame(
+        module="shop", function="charge", file="/app/shop.py", line=3, text="raise Refused(order)", in_app=True
+    )
+    outer = Frame(module="api", function="pay", file="/app/api.py", line=9, text="charge(order)", in_app=True)
+
+    def seen(*frames: Frame, message: str = "order 1") -> str:
+        return fingerprint(exception_type="Refused", frames=frames, message=message, is_partial=True)
+
+    assert seen(inner) == seen(outer, inner) == seen(outer, inner, message="order 2")
+    assert seen(inner) != seen(inner, message="no money left")
+    assert seen(inner) != seen(outer)

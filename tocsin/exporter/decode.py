@@ -217,6 +217,7 @@ def _error(
         return None
 
     is_foreign = bool(content.get("door"))
+    is_partial = is_foreign and not stored and mechanism in _TOLD_BY_MANY
     context = dict(attributes.get(semconv.CONTEXT) or {})
     context.update((key, value) for key, value in attributes.items() if key not in _CONSUMED)
     if stored:
@@ -231,7 +232,7 @@ def _error(
         severity=Severity(explicit) if explicit else verdict.severity,
         category=attributes.get(semconv.CATEGORY) or verdict.category,
         message=message,
-        fingerprint=trace.fingerprint
+        fingerprint=(None if is_partial else trace.fingerprint)
         or fingerprint(
             exception_type=exception_type,
             # Without an exception the frames only say who reports it; what it says tells it apart.
@@ -239,6 +240,7 @@ def _error(
             message=message,
             logger=logger,
             place=attributes.get(semconv.PLACE),
+            is_partial=is_partial,
         ),
         title=title(exception_type, message) or one_line(str(logger or mechanism or "error")),
         culprit=trace.culprit or attributes.get(semconv.PLACE),
@@ -257,6 +259,10 @@ def _error(
         is_shipped=is_foreign and bool(content.get("shipped")),
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
     )
+
+
+_TOLD_BY_MANY = ("span", "log record")
+"""Each of the spans that an exception passes tells of it, and a log record: which comes first is chance."""
 
 
 def _id_from_outside(given: str) -> str:

@@ -46,6 +46,7 @@ def fingerprint(
     message: str,
     logger: str | None = None,
     place: str | None = None,
+    is_partial: bool = False,
 ) -> str:
     """
     The value that errors of one group share: ``1-`` and 32 hex digits.
@@ -58,10 +59,15 @@ def fingerprint(
     Args:
         frames: outermost first.
         place: where it was seen, when there are no frames: a route, a task's name.
+        is_partial: the stack begins anywhere, as a Python span tells what it saw of one: only its end, and
+            what was said, are the same however it was seen.
     """
     kind = _ADDRESS.sub("*", exception_type or "")
     own = [frame for frame in frames if frame.in_app]
-    if own:
+    if is_partial and frames and not _has_no_source(frames[-1]):
+        last = own[-1] if own else frames[-1]
+        parts = ["end", kind, " ".join(last.text.split()), template(message), _name(last)]
+    elif own:
         if kind.rpartition(".")[2] == "RecursionError":
             parts = ["recursion", kind, *_recursion(own)]
         else:
