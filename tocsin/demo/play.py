@@ -44,9 +44,10 @@ def play(*, seconds: float | None = None, port: int | None = None) -> int:
         0, or 1 when the demo could not be played.
     """
     end = None if seconds is None else time.monotonic() + seconds
-    with _signals_raise(), ExitStack() as stage:
+    signals = _Signals()
+    with signals.raising(), ExitStack() as stage:
         try:
-            story = stage.enter_context(_on_stage(port, end))
+            story = stage.enter_context(_on_stage(port, end, signals))
             story.tell()
             story.stay()
         except DemoFailed as problem:
@@ -60,22 +61,43 @@ def play(*, seconds: float | None = None, port: int | None = None) -> int:
     return 0
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does; a second wish does not disturb the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Signals:
+    """
+    SIGTERM and a closed terminal end the demo as Ctrl-C does; a second wish does not disturb the end.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stopped
+    While something starts that must be ended again (`starting`), a signal waits: nobody would end it otherwise.
+    """
 
-    before = {number: signal.signal(number, stop) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __init__(self) -> None:
+        self._is_starting = False
+        self._is_wanted = False
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in _ENDING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        self._is_starting = True
+        try:
+            yield
+        finally:
+            self._is_starting = False
+        if self._is_wanted:
+            raise _Stopped
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._is_wanted = True
+        if not self._is_starting:
+            raise _Stopped
 
 
 def _ignore_signals() -> None:
@@ -85,33 +107,36 @@ def _ignore_signals() -> None:
 
 
 @contextmanager
-def _on_stage(port: int | None, end: float | None) -> Iterator[Story]:
+def _on_stage(port: int | None, end: float | None, signals: _Signals) -> Iterator[Story]:
     """Folder, server and shop; what was opened last is closed first."""
     server_port = _free_port() if port is None else _usable_port(port)
     with ExitStack() as stage:
-        folder = Path(stage.enter_context(tempfile.TemporaryDirectory(prefix="tocsin-demo-")))
+        with signals.starting():
+            folder = Path(stage.enter_context(tempfile.TemporaryDirectory(prefix="tocsin-demo-")))
         token = secrets.token_urlsafe(24)
         environ = _environment(folder, token)
         shutil.copy(Path(__file__).with_name("shop.py"), folder / "shop.py")
         teller = Teller()
-        server = Child(
-            "server",
-            ["tocsin", "serve", "--host", "127.0.0.1", "--port", str(server_port)],
-            folder=folder,
-            environ=environ,
-            hear=teller.hear_server,
-        )
-        stage.callback(server.stop)
+        with signals.starting():
+            server = Child(
+                "server",
+                ["tocsin", "serve", "--host", "127.0.0.1", "--port", str(server_port)],
+                folder=folder,
+                environ=environ,
+                hear=teller.hear_server,
+            )
+            stage.callback(server.stop)
         shop_port = _free_port()
         uvicorn = (sys.executable, "-m", "uvicorn", "--port", str(shop_port), "--log-level", "critical")
-        shop = Child(
-            "shop",
-            ["tocsin", "run", "--", *uvicorn, "shop:app"],
-            folder=folder,
-            environ=environ | {"TOCSIN_SERVICE": "shop"},
-            hear=teller.hear_shop,
-        )
-        stage.callback(shop.stop)
+        with signals.starting():
+            shop = Child(
+                "shop",
+                ["tocsin", "run", "--", *uvicorn, "shop:app"],
+                folder=folder,
+                environ=environ | {"TOCSIN_SERVICE": "shop"},
+                hear=teller.hear_shop,
+            )
+            stage.callback(shop.stop)
         stage.callback(server.ask_to_stop)  # both at once, then each is waited for
         yield Story(
             server=server,

@@ -227,26 +227,28 @@ def settle_rows(connection: Connection, limit: int = 5000) -> int:
         limit: the most rows to change in this transaction.
 
     Returns:
-        How many rows were changed; 0 when no group waits any more.
+        How many rows were changed; 0 when no group waits any more, or only for rows that others hold.
     """
-    changed = 0
+    changed, last = 0, ""
     while changed < limit:
-        pending = select(_groups.c.id, _groups.c.resolved_at).where(_groups.c.rows_pending)
+        pending = select(_groups.c.id, _groups.c.resolved_at).where(_groups.c.rows_pending, _groups.c.id > last)
         group = connection.execute(pending.order_by(_groups.c.id).limit(1).with_for_update()).first()
         if group is None:
             break
+        last = group.id
         if group.resolved_at is not None:
             wrong = and_(_logs.c.timestamp <= group.resolved_at, _logs.c.resolved.is_not(True))
         else:
             wrong = _logs.c.resolved.is_(True)
-        chunk = select(_logs.c.id).where(_logs.c.group_id == group.id, wrong).limit(limit - changed)
-        mended = connection.execute(
+        of_group = select(_logs.c.id).where(_logs.c.group_id == group.id, wrong)
+        # A row that somebody else holds is left for later: to wait for it would hold the group too, and its bell.
+        chunk = of_group.limit(limit - changed).with_for_update(skip_locked=True)
+        changed += connection.execute(
             update(_logs)
             .where(_logs.c.id.in_(chunk))
             .values(resolved=group.resolved_at is not None, resolved_at=group.resolved_at)
         ).rowcount
-        changed += mended
-        if changed < limit:
+        if changed < limit and connection.execute(of_group.limit(1)).first() is None:
             connection.execute(update(_groups).where(_groups.c.id == group.id).values(rows_pending=False))
     return changed
 
