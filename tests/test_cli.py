@@ -507,6 +507,33 @@ def test_check_knows_a_database_that_nobody_migrated(
     assert "run `tocsin migrate`" in answer.out
 
 
+def test_a_table_that_somebody_dropped_is_named_and_made_anew(tocsin: Tocsin, here: str) -> None:
+    """The database is there: who reads that it cannot be reached looks for the fault at the wrong end."""
+    place = "tocsin." if here.startswith("postgresql") else ""
+    store = open_store(here)
+    store.write_now(lambda connection: connection.exec_driver_sql(f"DROP TABLE {place}alerts"))
+    store.close_now()
+
+    looked, checked, mended, after = tocsin("alerts"), tocsin("check"), tocsin("migrate"), tocsin("check")
+
+    assert (looked.code, checked.code, mended.code, after.code) == (1, 1, 0, 0), after.out
+    assert looked.err == f"tocsin: the table {place}alerts is missing: `tocsin check` says what to do\n"
+    assert f": missing: {place}alerts; restore what is missing from a backup, or have `tocsin migrate`" in checked.out
+    assert "the table alerts was missing: it is made anew, empty" in mended.out
+
+
+def test_check_says_how_to_begin_anew_without_the_table_of_errors(tocsin: Tocsin, here: str) -> None:
+    store = open_store(here)
+    store.write_now(lambda connection: connection.exec_driver_sql("DROP TABLE error_logs"))
+    store.close_now()
+
+    checked, mended = tocsin("check"), tocsin("migrate")
+
+    assert (checked.code, mended.code) == (1, 1)
+    assert ": missing: error_logs; restore what is missing from a backup, or " in checked.out
+    assert "`tocsin check` says how" in mended.err
+
+
 def test_check_knows_a_table_that_is_open(tocsin: Tocsin, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On some hosts everyone may read a table without row level security."""
     monkeypatch.setenv("TOCSIN_DATABASE_URL", postgres_url)

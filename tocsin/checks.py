@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -152,6 +152,9 @@ def _database_findings(store: Store) -> Iterator[Finding]:
         is_older = found is None or found < migrate.EXPECTED
         yield Finding("database", "FAIL", what, "run `tocsin migrate`" if is_older else "install the newer tocsin")
         return
+    if gone := store.read_now(migrate.missing):
+        yield _incomplete(store, gone)
+        return
     try:
         store.write_now(queries.probe_write, clock.now())
     except TocsinError as problem:
@@ -162,6 +165,18 @@ def _database_findings(store: Store) -> Iterator[Finding]:
     yield _clocks(store)
     yield _server(store)
     yield from _losses(store)
+
+
+def _incomplete(store: Store, gone: Sequence[str]) -> Finding:
+    """Tables that somebody has dropped; what stood in them, tocsin cannot bring back."""
+    mend = "restore what is missing from a backup"
+    if all(migrate.can_be_made_anew(name) for name in gone):
+        mend += ", or have `tocsin migrate` make it anew, empty"
+    elif isinstance(store, SqliteStore):
+        mend += f", or move {store.path} away: a new one is made with the next error"
+    else:
+        mend += ", or begin anew: DROP SCHEMA tocsin CASCADE, then `tocsin migrate` takes in the rows that are left"
+    return Finding("database", "FAIL", f"{store.dialect}: missing: {', '.join(gone)}", mend)
 
 
 _MEND_WRITE = "free its disk, or point TOCSIN_DATABASE_URL at the primary with a user that may write"

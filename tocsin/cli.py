@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tocsin import __version__
-from tocsin.failures import BadInput, SettingsError, StoreAway, TocsinError
+from tocsin.failures import BadInput, SettingsError, StoreAway, TableMissing, TocsinError
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings, as_text, reference
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(*wrong.problems, code=USAGE)
     except BadInput as wrong:
         return _failed(str(wrong), code=USAGE)
+    except TableMissing as problem:
+        return _failed(str(problem))
     except StoreAway as away:
         return _failed(f"the database cannot be reached: {away}", "`tocsin check` looks at every part")
     except TocsinError as problem:
@@ -204,7 +206,7 @@ def migrate(arguments: argparse.Namespace) -> int:
         print(safe(line), flush=True)
 
     try:
-        version = migrate_now(store, say)
+        version = migrate_now(store, say, mend=True)
         early.finish(store, settings.categories, say)
     finally:
         store.close_now()

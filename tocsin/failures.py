@@ -23,6 +23,10 @@ class StoreAway(TocsinError):
         self.pause_s = pause_s  # for how long it wants to be left alone; None where it does not say
 
 
+class TableMissing(StoreAway):
+    """The database is there, and somebody has taken a table or a column of tocsin's out of it."""
+
+
 class ServerRefuses(StoreAway):
     """A server is there and takes nothing from us until somebody changes a setting."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from tests.conftest import ErrorFactory
 from tests.postgres import PostgresServer
 from tests.waiting import aeventually
-from tocsin.failures import BadInput, StoreAway
+from tocsin.failures import BadInput, StoreAway, TableMissing
 from tocsin.model import Batch
 from tocsin.store import Store, errors, migrate, open_store, schema
 from tocsin.store.engine import PostgresStore, SqliteStore
@@ -125,6 +126,51 @@ def test_a_file_that_another_process_holds_is_away(sqlite_url: str, error: Error
 
 
 _RAISES = "DO $$ BEGIN RAISE EXCEPTION 'no more connections allowed' USING ERRCODE = '{}'; END $$"
+
+
+@pytest.mark.parametrize(
+    ("sqlite", "postgresql", "gone"),
+    [
+        ("SELECT * FROM lost", "SELECT * FROM tocsin.lost", r"the table (tocsin\.)?lost is missing"),
+        ("SELECT lost FROM alerts", "SELECT a.lost FROM tocsin.alerts a", r"the column (a\.)?lost is missing"),
+        (
+            "INSERT INTO alerts (lost) VALUES (1)",
+            "INSERT INTO tocsin.alerts (lost) VALUES (1)",
+            "the column lost of the table alerts is missing",
+        ),
+    ],
+)
+async def test_what_is_missing_in_a_database_is_no_outage(
+    store: Store, sqlite: str, postgresql: str, gone: str
+) -> None:
+    """Who reads that it is away looks for the fault at the wrong end."""
+    with pytest.raises(TableMissing, match=f"^{gone}: `tocsin check`"):
+        await store.write(
+            lambda connection: connection.exec_driver_sql(sqlite if store.dialect == "sqlite" else postgresql)
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "is a folder: TOCSIN_DATABASE_URL has to name a file, such as sqlite:///"),
+        (lambda path: path.write_text("port = 5432\n" * 20), "is a file, but no database of SQLite"),
+        (lambda path: path.parent.rmdir() or path.parent.touch(), "cannot be made: .* is a file"),
+    ],
+    ids=["folder", "other file", "file for a folder"],
+)
+def test_a_file_that_is_none_of_sqlite_s_is_named_with_what_to_do(
+    make: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "state" / "tocsin.db"
+    path.parent.mkdir()
+    make(path)
+    store = SqliteStore(f"sqlite:///{path}")
+
+    with pytest.raises(StoreAway, match=f"^{path} {said}"):
+        store.read_now(count_errors)
+
+    store.close_now()
 
 
 @pytest.mark.parametrize(

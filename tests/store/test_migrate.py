@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,9 +25,9 @@ from sqlalchemy.schema import CreateIndex
 
 from tests.conftest import ErrorFactory
 from tests.store import early
-from tocsin.failures import SchemaMismatch, StoreAway
+from tocsin.failures import SchemaMismatch, StoreAway, TableMissing
 from tocsin.model import Batch
-from tocsin.store import Store, errors, migrate, open_store, schema
+from tocsin.store import Store, access, errors, migrate, open_store, schema
 from tocsin.store.schema import SCHEMA
 
 OLD_COLUMNS = "id, severity, category, message, stack, environment, resolved, timestamp, resolved_at, created_at"
@@ -294,6 +294,59 @@ def test_a_service_says_what_to_do_about_another_schema(postgres_url: str, found
         migrate.prepare_now(store)
 
     store.close_now()
+
+
+_SOME = ("alerts", "audit", "counters", "received")
+
+
+def drop(connection: Connection, *tables: str) -> None:
+    place = f"{SCHEMA}." if connection.dialect.name == "postgresql" else ""
+    for table in tables:
+        connection.exec_driver_sql(f"DROP TABLE {table if table == 'error_logs' else place + table}")
+
+
+async def test_what_somebody_has_dropped_is_named(store: Store) -> None:
+    """Tables and columns, as the database has their names."""
+    place = f"{SCHEMA}." if store.dialect == "postgresql" else ""
+
+    def work(connection: Connection) -> list[str]:
+        assert migrate.missing(connection) == []
+        drop(connection, "error_logs", "alerts")
+        connection.exec_driver_sql(f"ALTER TABLE {place}leases DROP COLUMN term")
+        return migrate.missing(connection)
+
+    assert set(await store.write(work)) == {"error_logs", f"{place}alerts", f"{place}leases.term"}
+
+
+async def test_a_table_that_is_gone_is_made_anew_when_a_person_asks(store: Store, error: ErrorFactory) -> None:
+    """Empty, closed to the public, and no number is given twice; nobody else does it, since it would hide a loss."""
+    now = datetime.now(UTC)
+    said: list[str] = []
+    for name in ("KeyError", "ValueError"):
+        await store.write(errors.write_batch, Batch(entries=[error(name)]), now)
+    await store.write(drop, *_SOME)
+
+    await migrate.migrate(store)
+    assert len(await store.read(migrate.missing)) == len(_SOME)
+    assert await asyncio.to_thread(migrate.migrate_now, store, said.append, mend=True) == migrate.EXPECTED
+
+    assert sorted(said) == [f"the table {table} was missing: it is made anew, empty" for table in _SOME]
+    assert await store.read(migrate.missing) == await store.read(differences) == []
+    if store.dialect == "postgresql":
+        assert await store.read(access.open_tables) == []
+    (third,) = await store.write(errors.write_batch, Batch(entries=[error("OSError")]), now)
+    assert third.number == 3
+
+
+async def test_what_cannot_be_made_anew_is_left_to_a_backup(store: Store) -> None:
+    """Others write to the table of errors too; and without its version nobody knows how old the rest is."""
+    await store.write(drop, "error_logs", "alerts")
+
+    with pytest.raises(TableMissing, match="error_logs is missing"):
+        await asyncio.to_thread(migrate.migrate_now, store, mend=True)
+    await store.write(drop, migrate.VERSION_TABLE)
+    with pytest.raises(TableMissing, match=f"{migrate.VERSION_TABLE} is missing"):
+        await migrate.migrate(store)
 
 
 def test_a_service_leaves_an_early_table_on_postgresql_to_the_server(empty_postgres_url: str) -> None:

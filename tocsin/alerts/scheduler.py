@@ -376,7 +376,7 @@ class Alerts:
     def _database_is_away(self, problem: StoreAway) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
-            _say(f"tocsin: the database is away, alerts wait for it: {problem}")
+            _say(f"tocsin: alerts wait for the database: {problem}")
 
     def _database_is_back(self) -> None:
         if self._away_since is not None:

@@ -25,12 +25,12 @@ from tocsin.exporter.database import Database
 from tocsin.exporter.ship import Ship
 from tocsin.exporter.sink import Portion, Sink
 from tocsin.exporter.spool import Orphan, Spool
-from tocsin.failures import Overtaken, SchemaMismatch, ServerRefuses, StoreAway
+from tocsin.failures import Overtaken, SchemaMismatch, ServerRefuses, StoreAway, TableMissing
 from tocsin.model import Instance
 from tocsin.settings import Settings
 from tocsin.text import one_line
 
-BATCH_LINES = 1000
+BATCH_LINES = 4000
 BATCH_BYTES = 2 * 2**20
 IDLE_S = 1.0
 GATHER_S = 0.1  # after something was stored: what comes in the meantime is stored together
@@ -314,7 +314,8 @@ class Drain:
         """Once for each kind of reason: a server that is back may be one that refuses the token."""
         if self._complained_of is not type(problem):
             self._complained_of = type(problem)
-            state = "takes nothing" if isinstance(problem, ServerRefuses) else "is away"
+            is_there = isinstance(problem, ServerRefuses | SchemaMismatch | TableMissing)
+            state = "takes nothing" if is_there else "is away"
             _complain(f"tocsin: {self._sink.name} {state}, errors wait in {self._folder}: {problem}")
 
     def _note_back(self) -> None:

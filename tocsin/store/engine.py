@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import socket
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tocsin.failures import BadInput, StoreAway
+from tocsin.failures import BadInput, StoreAway, TableMissing
 from tocsin.store import address
 from tocsin.store.schema import SCHEMA
 
@@ -112,13 +114,13 @@ class SqliteStore:
         self._readers = ThreadPoolExecutor(CONNECTIONS - 1, "tocsin-sqlite-read")
 
     def read_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with _away():
+        with _away(self.path):
             _make_private(self.path)
             with self._engine.connect() as connection, connection.begin():
                 return work(connection, *args, **kwargs)
 
     def write_now(self, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with _away():
+        with _away(self.path):
             _make_private(self.path)
             with (
                 self._engine.connect() as connection,
@@ -345,21 +347,55 @@ def _is_about_data(problem: DBAPIError) -> bool:
 
 
 @contextmanager
-def _away() -> Any:
-    """Turn every way in which a database can be away into `StoreAway`; what is wrong with the data passes."""
+def _away(file: Path | None = None) -> Iterator[None]:
+    """
+    Turn every way in which a database can be away into `StoreAway`; what is wrong with the data passes.
+
+    Args:
+        file: SQLite's, about which its driver says little.
+    """
     try:
         yield
     except DBAPIError as problem:
         if not problem.connection_invalidated and _is_about_data(problem):
             raise
-        raise StoreAway(_reason(problem)) from problem
+        if gone := _gone(problem):
+            raise TableMissing(f"{gone} is missing: `tocsin check` says what to do") from problem
+        raise StoreAway(_reason(problem, file)) from problem
     except (OSError, TimeoutError, PoolTimeout, sqlite3.Error) as problem:
-        raise StoreAway(_reason(problem)) from problem
+        raise StoreAway(_reason(problem, file)) from problem
 
 
-def _reason(problem: BaseException) -> str:
-    """What the driver says, without SQL and parameters, which may hold anything."""
+_NAME = r"[\w.$]{1,130}"
+_GONE = re.compile(
+    rf"""^(?:no\ such\ table:\ (?P<table>{_NAME})
+      | relation\ "(?P<relation>{_NAME})"\ does\ not\ exist
+      | no\ such\ column:\ (?P<column>{_NAME})
+      | table\ (?P<without>{_NAME})\ has\ no\ column\ named\ (?P<named>{_NAME})
+      | column\ "?(?P<of>{_NAME})"?(?:\ of\ relation\ "(?P<whose>{_NAME})")?\ does\ not\ exist)""",
+    re.VERBOSE,
+)
+
+
+def _gone(problem: DBAPIError) -> str | None:
+    """What a database does not have, as people say it: a table, a column; None where it is about something else."""
+    if sqlstate(problem) not in (None, "42P01", "42703"):
+        return None
+    text = re.sub(r"^<class '[\w.]+'>: ", "", str(problem.orig))
+    found = _GONE.match(text)
+    if found is None:
+        return None
+    if table := found["table"] or found["relation"]:
+        return f"the table {table}"
+    table, column = found["without"] or found["whose"], found["named"] or found["of"] or found["column"]
+    return f"the column {column} of the table {table}" if table else f"the column {column}"
+
+
+def _reason(problem: BaseException, file: Path | None = None) -> str:
+    """What the driver says, without SQL and parameters, which may hold anything; of a file, what is wrong with it."""
     original = getattr(problem, "orig", None) or problem
+    if file is not None and (said := _said_of_file(original, file)):
+        return said
     text = str(original).split("\n", 1)[0]
     return f"{type(original).__name__}: {text}"[:300] + _WHAT_TO_DO.get(sqlstate(problem) or "", "")
 
@@ -368,6 +404,39 @@ _WHAT_TO_DO = {
     "42501": "; TOCSIN_DATABASE_URL has to name the user who owns tocsin's tables and error_logs",
     "25006": "; it takes no writes, as a standby does",
 }
+
+
+def _said_of_file(problem: BaseException, path: Path) -> str | None:
+    """Why a file cannot be used, and what to do; None where SQLite's own words say it."""
+    setting = "TOCSIN_DATABASE_URL"
+    if path.is_dir():
+        return f"{path} is a folder: {setting} has to name a file, such as sqlite:///{path.absolute()}/tocsin.db"
+    match getattr(problem, "sqlite_errorname", type(problem).__name__).partition("_")[2].partition("_")[0]:
+        case "NOTADB":
+            return f"{path} is a file, but no database of SQLite: {setting} has to name another"
+        case "CORRUPT":
+            return f"{path} is damaged (malformed): restore it from a backup, or move it away, and a new one is made"
+        case "BUSY" | "LOCKED":
+            return f"{path} is locked by another program, which does not let go of it"
+        case "FULL":
+            return f"the disk of {path} is full"
+        case "IOERR" | "CANTOPEN" | "READONLY" | "PERM":
+            pass
+        case _ if not isinstance(problem, OSError):
+            return None
+    return f"{path} {_hindrance(path) or f'cannot be used ({problem})'}; put {setting} right"
+
+
+def _hindrance(path: Path) -> str | None:
+    """What keeps this user from a file of SQLite, which makes others beside it."""
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), path.parent)
+    if not folder.is_dir():
+        return f"cannot be made: {folder} is a file"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"cannot be used by this user (id {os.geteuid()}), who may not write to {folder}"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return f"cannot be read and written by this user (id {os.geteuid()})"
+    return None
 
 
 def _make_private(path: Path) -> None:

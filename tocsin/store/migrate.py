@@ -17,12 +17,13 @@ import random
 import time
 from collections.abc import Callable
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Table, func, insert, inspect, select, text
 
-from tocsin.failures import SchemaMismatch, StoreAway
+from tocsin.failures import SchemaMismatch, StoreAway, TableMissing
+from tocsin.store.access import close_to_the_public
 from tocsin.store.adopt import hurry, is_busy
 from tocsin.store.engine import Store
-from tocsin.store.schema import SCHEMA
+from tocsin.store.schema import SCHEMA, counters, error_groups, error_logs, metadata
 
 EXPECTED = "0002"
 """The schema that this code works with: the newest revision in ``migrations``. Revisions sort by age."""
@@ -60,14 +61,23 @@ async def migrate(store: Store, say: Say | None = None) -> str:
         await unhurried.close()
 
 
-def migrate_now(store: Store, say: Say | None = None) -> str:
-    """`migrate` for a thread that has no event loop."""
+def migrate_now(store: Store, say: Say | None = None, *, mend: bool = False) -> str:
+    """
+    `migrate` for a thread that has no event loop.
+
+    Args:
+        mend: make tables anew that somebody has dropped. Only for a person who asks for it: what was in
+            them is gone, and an empty table would hide it.
+
+    Raises:
+        TableMissing: not everything can be made anew; nothing was changed.
+    """
     tries = _Tries(say)
     unhurried = store.unhurried()
     try:
         while True:
             try:
-                return unhurried.write_now(_upgrade, tries.say)
+                return unhurried.write_now(_upgrade, tries.say, mend=mend)
             except StoreAway as problem:
                 time.sleep(tries.pause_s(problem))
     finally:
@@ -107,6 +117,32 @@ def version(connection: Connection) -> str | None:
     return found
 
 
+def missing(connection: Connection) -> list[str]:
+    """What a database of this version has no longer: tables (``tocsin.alerts``), columns (``tocsin.alerts.reason``)."""
+    inspector = inspect(connection)
+    gone = []
+    for schema in dict.fromkeys((None, SCHEMA if connection.dialect.name == "postgresql" else None)):
+        tables = [table for table in metadata.sorted_tables if _schema_of(table, connection) == schema]
+        columns = inspector.get_multi_columns(schema=schema, filter_names=[table.name for table in tables])
+        found = {name: {column["name"] for column in there} for (_, name), there in columns.items()}
+        for table in tables:
+            shown = f"{schema}.{table.name}" if schema else table.name
+            if not found.get(table.name):
+                gone.append(shown)
+            else:
+                gone += [f"{shown}.{column.name}" for column in table.c if column.name not in found[table.name]]
+    return gone
+
+
+def can_be_made_anew(gone: str) -> bool:
+    """Whether `migrate_now` makes a missing table anew: but not the rows of others, nor a single column."""
+    return gone.removeprefix(f"{SCHEMA}.") in {table.name for table in metadata.tables.values()} - {error_logs.name}
+
+
+def _schema_of(table: Table, connection: Connection) -> str | None:
+    return table.schema if connection.dialect.name == "postgresql" else None
+
+
 def require_current(found: str | None) -> None:
     """Raise `SchemaMismatch` when a database at version `found` does not fit this code."""
     if found is not None and found > EXPECTED:
@@ -141,14 +177,18 @@ def _look(connection: Connection) -> tuple[str | None, bool]:
     return found, found is None and inspect(connection).has_table("error_logs")
 
 
-def _upgrade(connection: Connection, say: Say) -> str:
+def _upgrade(connection: Connection, say: Say, *, mend: bool = False) -> str:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     found = version(connection)
     if found == EXPECTED:
+        if mend:
+            _make_anew(connection, say)
         return found
     if found is not None and found > EXPECTED:
         require_current(found)
+    if found is None and inspect(connection).has_table(error_groups.name, _schema_of(error_groups, connection)):
+        raise TableMissing(f"its table {VERSION_TABLE} is missing, and others are there: restore it from a backup")
     from alembic import command  # noqa: PLC0415  (a service on a database that is ready never loads it)
     from alembic.config import Config  # noqa: PLC0415
 
@@ -162,3 +202,18 @@ def _upgrade(connection: Connection, say: Say) -> str:
         hurry(connection)
     command.upgrade(config, "head")
     return EXPECTED
+
+
+def _make_anew(connection: Connection, say: Say) -> None:
+    gone = missing(connection)
+    if hopeless := [name for name in gone if not can_be_made_anew(name)]:
+        raise TableMissing(f"{', '.join(hopeless)} is missing; `tocsin check` says how to get it back")
+    tables = [table for table in metadata.sorted_tables if {table.name, f"{SCHEMA}.{table.name}"} & {*gone}]
+    for table in tables:
+        say(f"the table {table.name} was missing: it is made anew, empty")
+        table.create(connection)
+    if counters in tables:  # a number is never given twice
+        given = select(func.coalesce(func.max(error_groups.c.number), 0)).scalar_subquery()
+        connection.execute(insert(counters).values(name="group_number", value=given))
+    if tables and connection.dialect.name == "postgresql":
+        close_to_the_public(connection)
