@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -763,6 +764,30 @@ def test_run_stores_what_an_unchanged_program_raises(tmp_path: Path, sqlite_url:
     group = store.read_now(groups.by_number, 1)
     store.close_now()
     assert (group.exception_type, group.service, group.severity) == ("KeyError", "shop", Severity.CRITICAL)
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "test-alert"])
+def test_a_command_without_its_libraries_says_what_to_install(command: str, tmp_path: Path, sqlite_url: str) -> None:
+    """A service's installation has no web server and no bot."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('uvicorn', 'starlette', 'apscheduler', 'httpcore'), None));"
+        "from tocsin.cli import main; sys.exit(main([sys.argv[1]]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, command],
+        cwd=tmp_path,
+        env=environment(tmp_path, sqlite_url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"tocsin: {command} needs (uvicorn|starlette|apscheduler|httpcore), which is not installed: pip install \S+\n",
+        ended.stderr,
+    )
 
 
 def test_serve_refuses_a_misspelt_setting(tmp_path: Path, sqlite_url: str) -> None:

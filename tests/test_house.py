@@ -19,6 +19,7 @@ GROUND = {
     "dotenv",
     "failures",
     "ids",
+    "install",
     "lifecycle",
     "model",
     "packing",

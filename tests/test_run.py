@@ -530,7 +530,7 @@ def test_a_python_without_tocsin_is_watched_from_outside(tmp_path: Path, sqlite_
     drain_rest(tmp_path, sqlite_url)
 
     assert done.returncode == 1
-    assert f"has no tocsin: {python} -m pip install tocsin" in done.stderr
+    assert f"has no tocsin: {python} -m pip install {ROOT}\n" in done.stderr
     assert [(row.exception_type, row.message, row.mechanism) for row in rows_of(sqlite_url)] == [
         ("ValueError", "the end", "process-exit")
     ]

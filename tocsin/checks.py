@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from tocsin import clock
+from tocsin import clock, install
 from tocsin.exporter.ship import Ship
 from tocsin.failures import ServerRefuses, StoreAway, TocsinError
 from tocsin.remote import Remote, is_meant
@@ -275,7 +275,7 @@ def check_telegram(settings: Settings) -> list[Finding]:
     try:
         import telegram  # noqa: F401, PLC0415  (an optional library)
     except ImportError:
-        return [Finding("telegram", "FAIL", "its library is not installed", "pip install 'tocsin[server]'")]
+        return [Finding("telegram", "FAIL", "python-telegram-bot is not installed", install.command("server"))]
     return asyncio.run(_telegram_findings(settings))
 
 
@@ -370,7 +370,7 @@ def check_webhook(settings: Settings) -> list[Finding]:
 
 def _missing(library: str, name: str) -> Finding | None:
     if importlib.util.find_spec(library) is None:
-        return Finding(name, "FAIL", "its library is not installed", "pip install 'tocsin[server]'")
+        return Finding(name, "FAIL", f"{library} is not installed", install.command("server"))
     return None
 
 

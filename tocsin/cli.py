@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from tocsin import __version__
+from tocsin import __version__, install
 from tocsin.failures import BadInput, SettingsError, StoreAway, TableMissing, TocsinError
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
@@ -69,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(f"the database cannot be reached: {away}", "`tocsin check` looks at every part")
     except TocsinError as problem:
         return _failed(str(problem))
+    except ModuleNotFoundError as missing:
+        library = (missing.name or "").partition(".")[0]
+        if library in ("", "tocsin"):
+            raise
+        extra = "postgres" if library == "asyncpg" else "server"
+        return _failed(f"{argv[0]} needs {library}, which is not installed: {install.command(extra)}")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -87,8 +93,13 @@ def _failed(*lines: str, code: int = FAILED) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """The demo."""
+    from importlib.util import find_spec
+
     from tocsin.demo import play
 
+    for library in ("uvicorn", "starlette", "apscheduler"):  # of processes that it starts
+        if find_spec(library) is None:
+            raise ModuleNotFoundError(name=library)
     return play(seconds=arguments.seconds, port=arguments.port)
 
 

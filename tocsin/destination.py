@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from tocsin import install
 from tocsin.settings import Settings
 
 LIMIT_S = 1.5
@@ -115,7 +116,9 @@ def _postgres(settings: Settings) -> str:
     try:
         import asyncpg  # noqa: PLC0415  (an optional library)
     except ImportError:
-        return "but its driver is missing: pip install 'tocsin[postgres]'"
+        return (
+            f"but its driver is missing (asyncpg), so they wait in {settings.spool_dir}: {install.command('postgres')}"
+        )
     import asyncio  # noqa: PLC0415  (half of the time that this takes)
 
     try:

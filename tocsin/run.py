@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tocsin import destination
+from tocsin import destination, install
 from tocsin.settings import Settings, git_release, service_name
 from tocsin.text import one_line
 
@@ -50,7 +50,8 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
     where = one_line(destination.told(settings), 400)
     _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
     if not is_instrumented:
-        _say(f"only the program's end is watched, since its Python has no tocsin: {python} -m pip install tocsin")
+        get_it = f"{python} -m pip install {install.source()}"
+        _say(f"only the program's end is watched, since its Python has no tocsin: {get_it}")
     if python is None or not is_instrumented:
         _become_watcher(command, settings, environ)
     try:

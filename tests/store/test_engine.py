@@ -295,5 +295,5 @@ def test_an_address_without_its_driver_says_what_to_install(monkeypatch: pytest.
     """The base installation has none for PostgreSQL."""
     monkeypatch.setitem(__import__("sys").modules, "asyncpg", None)
 
-    with pytest.raises(BadInput, match=r"pip install 'tocsin\[postgres\]'"):
+    with pytest.raises(BadInput, match=r"asyncpg: pip install .*\[postgres\]"):
         open_store("postgresql://db/x")

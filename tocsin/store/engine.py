@@ -27,6 +27,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from tocsin import install
 from tocsin.failures import BadInput, StoreAway, TableMissing
 from tocsin.store import address
 from tocsin.store.schema import SCHEMA
@@ -172,7 +173,8 @@ class PostgresStore:
             import asyncpg  # noqa: F401, PLC0415  (an optional library)
             from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
         except ImportError:
-            raise BadInput("TOCSIN_DATABASE_URL", "PostgreSQL needs a driver: pip install 'tocsin[postgres]'") from None
+            problem = f"PostgreSQL needs a driver, asyncpg: {install.command('postgres')}"
+            raise BadInput("TOCSIN_DATABASE_URL", problem) from None
         self._address = address.parse(database_url)
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -385,7 +387,7 @@ def _gone(problem: DBAPIError) -> str | None:
     found = _GONE.match(text)
     if found is None:
         return None
-    if table := found["table"] or found["relation"]:
+    if table := (found["table"] or found["relation"] or "").removeprefix("main."):  # as SQLite says it after a drop
         return f"the table {table}"
     table, column = found["without"] or found["whose"], found["named"] or found["of"] or found["column"]
     return f"the column {column} of the table {table}" if table else f"the column {column}"
