@@ -153,6 +153,32 @@ def test_what_is_left_behind_is_taken_over_once_by_many(database_url: str, tmp_p
     assert messages(database_url) == sorted(f"m{number}" for number in range(20))
 
 
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (2, ["HIGH api #1 ValueError: m0", "HIGH api #1 ValueError: m1"]),
+        (7, ["tocsin: the database now has 7 errors that ended processes left in {folder}"]),
+    ],
+    ids=["few", "many"],
+)
+def test_what_others_left_is_summed_up_in_a_line(left: int, said: list[str], sqlite_url: str, tmp_path: Path) -> None:
+    """Else the next start after an outage would fill the screen with what somebody else has raised."""
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 2**30, RESOURCE)
+    for number in range(left):
+        spool.append(error_line(f"m{number}"))
+    spool.close(everything_stored=False)
+    heard: list[str] = []
+
+    drain = Drain(Settings(database_url=sqlite_url, spool_dir=str(folder)), None, folder, heard.append)
+    drain.start()
+    eventually(lambda: not list(folder.glob("*.seg")))
+    assert drain.finish(5)
+
+    assert heard == [line.format(folder=folder) for line in said]
+    assert drain.stored == left
+
+
 @pytest.mark.parametrize("header", ['{"v": 1, "kind": "segment", "resource": "x", "started_ns": "y"}', "no json", ""])
 def test_an_orphan_that_cannot_be_read_holds_up_no_other(database_url: str, tmp_path: Path, header: str) -> None:
     folder = tmp_path / "spool"

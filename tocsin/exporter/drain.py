@@ -39,6 +39,7 @@ RETRY_S = (0.25, 0.5, 1.0, 2.0)
 LONGEST_PAUSE_S = 60.0  # whatever a server asks for
 FIRST_BEAT_S = 1.0  # a program that ends sooner tells only of its errors
 ADOPT_EVERY_S = 2.0
+FEW = 3  # errors of others that are told one by one
 SERVER_ADOPTS_EVERY_S = 0.5  # the last error of a service that died rings by way of a server
 
 
@@ -73,6 +74,8 @@ class Drain:
         self._adopt_every_s = adopt_every_s
         self._segments: dict[Path, _Segment] = {}
         self._orphans: list[Orphan] = []
+        self._adopted: list[str] = []  # the first of theirs that are put, and not told yet
+        self._adopted_count = 0
         self._source: decoding.Source | None = None  # of this process's own errors
         self._told_lost = 0
         self._has_complained = False
@@ -257,6 +260,7 @@ class Drain:
             orphan.release(everything_stored=True)
             for path in segments:
                 self._sink.forget(path.stem)
+        self._tell_adopted()
 
     def _store_some(self, segment: _Segment, *, is_final: bool) -> bool:
         """Store the next lines of a segment; False when there are none."""
@@ -284,7 +288,12 @@ class Drain:
         self._has_stored = True
         if segment.orphan is None and self._sink.beats_every_s is not None:
             self._next_beat = time.monotonic() + self._sink.beats_every_s  # it came with the errors
-        self._tell(stored)
+        self.stored += len(stored)
+        if segment.orphan is None:
+            self._tell(stored)
+        else:
+            self._adopted += stored[: FEW - len(self._adopted)]
+            self._adopted_count += len(stored)
         return True
 
     def _report(self, instance: Instance, orphan: Orphan | None) -> Instance:
@@ -297,12 +306,21 @@ class Drain:
         )
 
     def _tell(self, stored: Sequence[str]) -> None:
-        self.stored += len(stored)
         if self._say is None:
             return
         for line in stored:
             with contained("saying what was stored"):
                 self._say(line)
+
+    def _tell_adopted(self) -> None:
+        """What others left is told in full where it is little: after an outage it may be a million errors."""
+        adopted, count = self._adopted, self._adopted_count
+        self._adopted, self._adopted_count = [], 0
+        if count > FEW:
+            adopted = [
+                f"tocsin: {self._sink.name} now has {count:,} errors that ended processes left in {self._folder}"
+            ]
+        self._tell(adopted)
 
     def _note_away(self, problem: Exception) -> None:
         self._forget_positions()
