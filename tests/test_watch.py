@@ -23,6 +23,7 @@ import pytest
 from tests.postgres import missing_part
 from tests.processes import drain_rest, environment_of, rows_of, run_command
 from tests.waiting import eventually
+from tocsin.run import WATCHER
 from tocsin.watch import is_error
 
 RUN = (sys.executable, "-m", "tocsin", "run", "--")
@@ -39,12 +40,17 @@ def ended(
 
 @contextmanager
 def running(
-    folder: Path, url: str, *command: str, environ: Mapping[str, str] = MappingProxyType({}), **options: Any
+    folder: Path,
+    url: str,
+    *command: str,
+    run: Sequence[str] = RUN,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program under `tocsin run` with pipes for all three streams, unless told otherwise."""
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process: subprocess.Popen[bytes] = subprocess.Popen(
-        [*RUN, *command], cwd=folder, env=environment_of(folder, url, **environ), **(streams | options)
+        [*run, *command], cwd=folder, env=environment_of(folder, url, **environ), **(streams | options)
     )
     with process:
         try:
@@ -174,6 +180,41 @@ def test_ctrl_c_at_a_terminal_reaches_the_program_once(tmp_path: Path, sqlite_ur
     os.close(theirs)
 
     assert interrupts.read_bytes() == bytes([signal.SIGINT] * 2)
+
+
+WITHOUT_SIGINFO = (
+    *(sys.executable, "-I", "-S", "-c"),
+    "import runpy, signal, sys; del signal.sigwaitinfo; runpy.run_path(sys.argv.pop(1), run_name='__main__')",
+    str(WATCHER),
+)
+
+
+def test_a_system_without_siginfo_passes_signals_on_too(tmp_path: Path, sqlite_url: str) -> None:
+    """As macOS: whom a signal came from is not said there, but Ctrl-C at a terminal still reaches the program once."""
+    (tmp_path / "count.py").write_text(COUNTING)
+    interrupts = tmp_path / "interrupts"
+    environ = {"TOCSIN_RUN_PATH": os.pathsep.join(sys.path)}
+    program = ("sh", "-c", f"exec {sys.executable} -I -S count.py")
+    ours, theirs = pty.openpty()
+    terminal: dict[str, Any] = {"stdin": theirs, "start_new_session": True, "preexec_fn": _take_terminal}
+    with running(tmp_path, sqlite_url, *program, run=WITHOUT_SIGINFO, environ=environ, **terminal) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        os.write(ours, b"\x03")
+        eventually(lambda: interrupts.stat().st_size >= 1)
+        (tmp_path / "stop").touch()
+        assert process.wait(20) == 0
+    os.close(ours)
+    os.close(theirs)
+    with running(
+        tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60", run=WITHOUT_SIGINFO, environ=environ
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+
+    assert interrupts.read_bytes() == bytes([signal.SIGINT])
 
 
 def _take_terminal() -> None:

@@ -24,6 +24,7 @@ FORWARDED: Final = frozenset(
 KEPT_BYTES: Final = 16 * 1024
 """How much of the end of stderr is kept."""
 
+_OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT)  # Ctrl-C and Ctrl-\\
 _REPORT_S = 6.0
 _DRAIN_S = 2.0
 _READER_S = 10.0
@@ -175,7 +176,8 @@ def _start(command: Sequence[str], relay: Relay | None) -> tuple[int, Collection
     Raises:
         OSError: it cannot be run.
     """
-    child_signal = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, nobody could wait for the program
+    # Ignored, nobody could wait for the program; by default, some systems throw it away although it is blocked.
+    child_signal = signal.signal(signal.SIGCHLD, lambda *_: None)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
     failed, failing = os.pipe()
     parent = os.getpid()
@@ -222,15 +224,39 @@ def _wait(pid: int) -> tuple[int, list[int]]:
     """Pass signals on until the program has ended; its status, and the signals that came."""
     asked: list[int] = []
     while True:
-        came = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
-        if came.si_signo == signal.SIGCHLD:
+        number, is_for_us_alone = _next_signal()
+        if number == signal.SIGCHLD:
             status = _reap(pid)
             if status is not None:
                 return status, asked
             continue
-        asked.append(came.si_signo)
-        if came.si_code <= 0:  # from a process; what a terminal sends has reached the program by itself
-            os.kill(pid, came.si_signo)
+        asked.append(number)
+        if is_for_us_alone:  # what a terminal sends has reached the program by itself
+            os.kill(pid, number)
+
+
+def _next_signal() -> tuple[int, bool]:
+    """Wait for a signal; its number, and whether a process has sent it to us and not a terminal to all in front."""
+    waited_for = {*FORWARDED, signal.SIGCHLD}
+    if hasattr(signal, "sigwaitinfo"):
+        came = signal.sigwaitinfo(waited_for)
+        return came.si_signo, came.si_code <= 0
+    number = signal.sigwait(waited_for)  # macOS: nobody says who has sent it
+    return number, not (number in _OF_TERMINALS and _is_in_front())
+
+
+def _is_in_front() -> bool:
+    """Whether what is typed at a terminal interrupts us."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _reap(pid: int) -> int | None:
