@@ -90,6 +90,8 @@ class ErrorRecord:
     from_outside: bool = False  #    came by HTTP, where it may come again: its id is kept apart from its row
     is_shipped: bool = False  #      so that it came as another tocsin's line: repeats of it may follow
     is_summed_up: bool = False  #    beyond the cap: it counts on the newest full error of its group
+    is_brief: bool = False  #        known to be so when it came, so that it has no stack and context
+    kind: int | None = None  #       which others are like it, for as long as this process lives
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from tocsin import clock
 from tocsin.contained import failures
 from tocsin.exporter import decode as decoding
 from tocsin.exporter import spool as spooling
+from tocsin.exporter.brief import Briefs
 from tocsin.exporter.sink import Portion
 from tocsin.exporter.spool import Line
 from tocsin.exporter.throttle import Throttle
@@ -37,12 +38,13 @@ class Database:
 
     Args:
         folder: the spool folder, where lines are set aside that cannot be stored.
+        briefs: gets to know which errors only count.
     """
 
     name = "the database"
     beats_every_s: float | None = None  # a connection for nothing is not worth it
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, briefs: Briefs | None = None) -> None:
         self._settings = settings
         self._folder = folder
         self._store: Store | None = None
@@ -51,6 +53,7 @@ class Database:
         self._next_clock = 0.0
         self._known = decoding.Known()
         self._throttle = Throttle()
+        self._briefs = briefs
 
     def position(self, segment: str) -> int:
         """Up to which byte a segment is stored; asked anew after every failure."""
@@ -148,6 +151,9 @@ class Database:
                 return first + self._write(portion, decoded[middle - 1][0].end, decoded[middle:])
             return self._write_alone(portion, start, decoded, problem)
         self._throttle.keep(sifted)
+        if self._briefs is not None:
+            for kind, verdict in self._throttle.verdicts(sifted):
+                self._briefs.tell(kind, verdict)
         return stored
 
     def _write_alone(

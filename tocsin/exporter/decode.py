@@ -13,6 +13,7 @@ from uuid import UUID
 
 from tocsin import clock, packing, semconv
 from tocsin.exporter import classify, frames
+from tocsin.exporter.brief import without_numbers
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
 from tocsin.exporter.scrub import scrub_text
 from tocsin.model import Amendment, Entry, ErrorRecord, Frame, Instance, Repeats, Severity
@@ -44,6 +45,9 @@ _LOG_LINES = ("logging", "log record", "overflow")
 # Whoever asks by hand for an error to be recorded gets it, also where it was to be expected.
 _BY_HAND = ("track_error", "protect")
 
+
+_MOST_ENDS = 4_000
+_MOST_OF_A_MESSAGE = 2_000
 
 KNOWN_CHARS = 2**20
 """Characters of stacks whose frames are kept in memory, at about five bytes each."""
@@ -93,6 +97,7 @@ class _Trace:
     frames: list[Frame]
     modules: tuple[str, ...]
     packed: str
+    end: str  #                 what a fingerprint of its end hangs on
     culprit: str | None
     fingerprint: str | None  # None: the message matters too
 
@@ -108,6 +113,7 @@ class Known:
         self._most_chars = most_chars
         self._chars = 0
         self._traces: OrderedDict[tuple[str | None, str], _Trace] = OrderedDict()
+        self._ends: dict[tuple[str | None, str, str], str] = {}
         self._source: tuple[Mapping[str, Any], Source] | None = None
 
     def __len__(self) -> int:
@@ -127,6 +133,18 @@ class Known:
             (_, oldest), _ = self._traces.popitem(last=False)
             self._chars -= len(oldest)
         return trace
+
+    def fingerprint_of_end(self, exception_type: str | None, trace: _Trace, message: str) -> str:
+        """The fingerprint of a stack of which only the end is sure: it hangs on the message too."""
+        key = exception_type, trace.end, without_numbers(message[:_MOST_OF_A_MESSAGE])
+        found = self._ends.get(key)
+        if found is None:
+            if len(self._ends) >= _MOST_ENDS:
+                self._ends.clear()
+            found = self._ends[key] = fingerprint(
+                exception_type=exception_type, frames=trace.frames, message=message, is_partial=True
+            )
+        return found
 
     def source(self, resource: Mapping[str, Any]) -> Source:
         """Whose a line is that says so itself; mostly the same as of the line before."""
@@ -187,6 +205,9 @@ def _error(
 ) -> ErrorRecord | None:
     attributes: dict[str, Any] = content["attributes"]
     message = str(content["body"])
+    is_foreign = bool(content.get("door"))
+    if is_foreign and isinstance(brief := content.get("brief"), dict):
+        return _brief(brief, content, source, moment)
     exception_type = attributes.get(semconv.EXCEPTION_TYPE)
     stack = attributes.get(semconv.EXCEPTION_STACKTRACE)
     logger = attributes.get(semconv.LOGGER)
@@ -216,8 +237,18 @@ def _error(
     if not verdict.is_stored and not capture_4xx and not explicit and mechanism not in _BY_HAND:
         return None
 
-    is_foreign = bool(content.get("door"))
     is_partial = is_foreign and not stored and mechanism in _TOLD_BY_MANY
+    if is_partial and exception_type and trace.frames:
+        value = known.fingerprint_of_end(exception_type, trace, message)
+    else:
+        value = trace.fingerprint or fingerprint(
+            exception_type=exception_type,
+            # Without an exception the frames only say who reports it; what it says tells it apart.
+            frames=trace.frames if exception_type else [],
+            message=message,
+            logger=logger,
+            place=attributes.get(semconv.PLACE),
+        )
     context = dict(attributes.get(semconv.CONTEXT) or {})
     context.update((key, value) for key, value in attributes.items() if key not in _CONSUMED)
     if stored:
@@ -232,16 +263,7 @@ def _error(
         severity=Severity(explicit) if explicit else verdict.severity,
         category=attributes.get(semconv.CATEGORY) or verdict.category,
         message=message,
-        fingerprint=(None if is_partial else trace.fingerprint)
-        or fingerprint(
-            exception_type=exception_type,
-            # Without an exception the frames only say who reports it; what it says tells it apart.
-            frames=trace.frames if exception_type else [],
-            message=message,
-            logger=logger,
-            place=attributes.get(semconv.PLACE),
-            is_partial=is_partial,
-        ),
+        fingerprint=value,
         title=title(exception_type, message) or one_line(str(logger or mechanism or "error")),
         culprit=trace.culprit or attributes.get(semconv.PLACE),
         service=source.service,
@@ -258,6 +280,34 @@ def _error(
         from_outside=is_foreign,
         is_shipped=is_foreign and bool(content.get("shipped")),
         is_synthetic=bool(attributes.get(semconv.SYNTHETIC)),
+        kind=content.get("of_kind") if is_foreign else None,
+    )
+
+
+def _brief(brief: Mapping[str, Any], content: Mapping[str, Any], source: Source, moment: datetime) -> ErrorRecord:
+    """An error that was known to be beyond its group's cap when it came."""
+    attributes: dict[str, Any] = content["attributes"]
+    exception_type = attributes.get(semconv.EXCEPTION_TYPE)
+    return ErrorRecord(
+        id=_id_from_outside(content["id"]),
+        timestamp=moment,
+        severity=Severity(brief["severity"]),
+        category=brief["category"],
+        message=content["body"],
+        fingerprint=brief["fingerprint"],
+        title=brief["title"],
+        culprit=brief["culprit"],
+        service=source.service,
+        environment=source.environment,
+        release=source.release,
+        context={"tocsin.left_out": "only counted, since there were too many of its kind in that minute"},
+        exception_type=exception_type,
+        trace_id=content.get("trace_id"),
+        span_id=content.get("span_id"),
+        mechanism=attributes.get(semconv.MECHANISM),
+        instance_id=source.instance_id,
+        from_outside=True,
+        is_brief=True,
     )
 
 
@@ -290,7 +340,13 @@ def _trace(exception_type: str | None, stack: str) -> _Trace:
         value, other = (fingerprint(exception_type=exception_type, frames=found, message=said) for said in ("a", "b"))
         value = value if value == other else None
     modules = tuple(frame.module for frame in found)
-    return _Trace(found, modules, packing.pack(found), culprit(found), value)
+    return _Trace(found, modules, packing.pack(found), _end(found), culprit(found), value)
+
+
+def _end(found: list[Frame]) -> str:
+    last = next((frame for frame in reversed(found) if frame.in_app), None)
+    shown = (last, found[-1] if found else None)
+    return "\n".join(f"{one.module}\n{one.function}\n{one.file}\n{one.text}" for one in shown if one is not None)
 
 
 def _trace_of(stored: list[dict[str, Any]]) -> _Trace:
@@ -306,10 +362,10 @@ def _trace_of(stored: list[dict[str, Any]]) -> _Trace:
         )
         for frame in stored
     ]
-    return _Trace(found, tuple(frame.module for frame in found), "", culprit(found), None)
+    return _Trace(found, tuple(frame.module for frame in found), "", "", culprit(found), None)
 
 
-_NO_TRACE = _Trace([], (), "", None, None)
+_NO_TRACE = _Trace([], (), "", "", None, None)
 
 
 def _shown(frame: Frame) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from tocsin import semconv
+from tocsin.exporter.brief import Verdict
 from tocsin.exporter.frames import Outline, headline, outline
 from tocsin.exporter.records import EXCEPTION
 from tocsin.exporter.scrub import (
@@ -72,6 +73,8 @@ class Stack:
 
     encoded: str
     outline: Outline | None
+    frames: str = ""  #         of it without what is said, cleaned …
+    said: str | None = None  #  … and what is said; None where they cannot be told apart
 
 
 NO_STACK: Final = Stack("", None)
@@ -97,15 +100,20 @@ class Stacks:
         self._size = 0
         self._known: OrderedDict[tuple[str, str], _Frames] = OrderedDict()
 
-    def get(self, text: str) -> Stack:
-        """The stack that a text is."""
+    def get(self, text: str, message: str = "") -> Stack:
+        """
+        The stack that a text is.
+
+        Args:
+            message: of the exception, if it is known; mostly the stack ends with it.
+        """
         before, said, after = _parted(text) if len(text) <= STACK_LIMIT else ("", text, "")
         frames = self._frames(before, after) if before or after else _NO_FRAMES
-        said = tidy(said, STACK_LIMIT)
+        said = _tidy_said(said, message)
         inner = encode_basestring(said)[1:-1]
         encoded = f'"{frames.encoded}{inner}"' if before else f'"{inner}{frames.encoded}"'
         if frames.innermost is not None and _is_plain(said):
-            return Stack(encoded, Outline(*headline(said), frames.innermost))
+            return Stack(encoded, Outline(*headline(said), frames.innermost), frames.encoded, said)
         return Stack(encoded, outline(json.loads(encoded, strict=False)))
 
     def _frames(self, before: str, after: str) -> _Frames:
@@ -129,6 +137,18 @@ class Stacks:
 
 
 _NO_FRAMES = _Frames("", None)
+
+
+def _tidy_said(said: str, message: str) -> str:
+    """What a stack says, cleaned; its message, which is needed by itself too, once for both."""
+    if message and len(message) <= _SMALL and said.endswith(message):
+        kind = said[: -len(message)]
+        if _KIND.fullmatch(kind):
+            return tidy(kind) + tidy(message)
+    return tidy(said, STACK_LIMIT)
+
+
+_KIND = re.compile(r"[\w.]{1,200}: ")
 
 
 def _is_plain(message: str) -> bool:
@@ -237,8 +257,13 @@ def uuid8(*parts: str) -> str:
     return f"{found[:8]}-{found[8:12]}-8{found[13:16]}-{'89ab'[int(found[16], 16) & 3]}{found[17:20]}-{found[20:]}"
 
 
-def line(error: Error) -> bytes:
-    """An error as a line of the spool; always one that fits."""
+def line(error: Error, kind: int | None = None) -> bytes:
+    """
+    An error as a line of the spool; always one that fits.
+
+    Args:
+        kind: which other errors are like it (`brief.kind_of`).
+    """
     attributes: dict[str, Any] = {semconv.MECHANISM: error.mechanism}
     if error.exception_type:
         attributes[semconv.EXCEPTION_TYPE] = _tidy_name(error.exception_type)
@@ -259,7 +284,8 @@ def line(error: Error) -> bytes:
     if error.status is not None:
         attributes[semconv.HTTP_STATUS] = error.status
     attributes |= error.own
-    data = _line(error, tidy(error.message), attributes, error.stack.encoded)
+    more = "" if kind is None else f'"of_kind":{kind},'
+    data = _line(error, tidy(error.message), attributes, error.stack.encoded, more)
     if len(data) <= LINE_BYTES:
         return data
     short = {key: value for key, value in attributes.items() if not isinstance(value, str) or len(value) < 1024}
@@ -268,15 +294,35 @@ def line(error: Error) -> bytes:
     return _line(error, tidy(error.message, 4096), short, stack)
 
 
-def _line(error: Error, message: str, attributes: dict[str, Any], stack: str) -> bytes:
+def brief_line(error: Error, verdict: Verdict) -> bytes:
+    """An error that only counts as a line: what it was taken for, and enough for a row, should there be none."""
+    attributes: dict[str, Any] = {semconv.MECHANISM: error.mechanism}
+    if error.exception_type:
+        attributes[semconv.EXCEPTION_TYPE] = _tidy_name(error.exception_type)
+    return _line(error, tidy(error.message, 1024), attributes, "", _told_briefly(verdict))
+
+
+@lru_cache(maxsize=4096)
+def _told_briefly(verdict: Verdict) -> str:
+    told = {
+        "fingerprint": verdict.fingerprint,
+        "severity": verdict.severity,
+        "category": verdict.category,
+        "culprit": verdict.culprit,
+        "title": verdict.title,
+    }
+    return f'"brief":{_encode(told)},'
+
+
+def _line(error: Error, message: str, attributes: dict[str, Any], stack: str, more: str = "") -> bytes:
     trace = f'"{error.trace_id}"' if error.trace_id else "null"
     span = f'"{error.span_id}"' if error.span_id else "null"
-    shipped = '"shipped":true,' if error.is_shipped else ""
+    more += '"shipped":true,' if error.is_shipped else ""
     told = _encode(attributes)
     if stack:  # encoded once for all errors with it
         told = f'{told[:-1]},"{semconv.EXCEPTION_STACKTRACE}":{stack}}}'
     text = (
-        f'{{"v":{VERSION},"kind":"error","door":true,{shipped}"id":"{error.id}","time_unix_nano":{error.time_ns},'
+        f'{{"v":{VERSION},"kind":"error","door":true,{more}"id":"{error.id}","time_unix_nano":{error.time_ns},'
         f'"severity_number":{error.severity_number},"event_name":"{semconv.EVENT_EXCEPTION}",'
         f'"trace_id":{trace},"span_id":{span},"body":{encode_basestring(message)},'
         f'"resource":{error.resource.encoded},"attributes":{told}}}\n'

@@ -8,12 +8,14 @@ Source: OpenTelemetry protocol 1.9; logs data model; semantic conventions 1.44, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tocsin import semconv
 from tocsin.exporter import foreign, otlp_json, otlp_protobuf, posted, shipped
+from tocsin.exporter.brief import Briefs, kind_of
 from tocsin.exporter.foreign import ERROR_NUMBER, FATAL_NUMBER, Error, Resource, Stacks
 from tocsin.exporter.join import Family, Memory, Request, Told, renamed, status_in
 from tocsin.exporter.records import Batch, Event, Log, Malformed, Record, Span, TooMuch, Unreadable
@@ -52,10 +54,14 @@ class Reader:
 
     Reading a body again gives the same lines again, but for what it says of other bodies' errors: whoever
     takes them in shall take each id once, and may take an amendment twice.
+
+    Args:
+        briefs: which errors only count now; they get a short line.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, briefs: Briefs | None = None) -> None:
         self._threshold = _THRESHOLDS[settings.log_level]
+        self._briefs = briefs or Briefs()
         self._stacks = Stacks()
         self._memory = Memory()
 
@@ -66,7 +72,7 @@ class Reader:
         Raises:
             Unreadable, TooMuch: of the whole body; nothing of it is taken.
         """
-        sheet = _Sheet(self._memory, now_ns)
+        sheet = _Sheet(self._memory, self._briefs, now_ns)
         decoder = otlp_json if is_json else otlp_protobuf
         for batch in decoder.logs(body, self._threshold):
             resource = foreign.resource_of(batch.resource, now_ns)
@@ -85,7 +91,7 @@ class Reader:
         Raises:
             Unreadable, TooMuch: of the whole body; nothing of it is taken.
         """
-        sheet = _Sheet(self._memory, now_ns)
+        sheet = _Sheet(self._memory, self._briefs, now_ns)
         decoder = otlp_json if is_json else otlp_protobuf
         batches = []
         for batch in decoder.spans(body):
@@ -124,7 +130,7 @@ class Reader:
                 sheet.add_own(made)
             return
         kind, message, text = _exception_in(attributes)
-        stack = self._stacks.get(text) if text else foreign.NO_STACK
+        stack = self._stacks.get(text, message) if text else foreign.NO_STACK
         is_exception = bool(kind or message or text)
         body = foreign.text_of(record.body)
         if is_exception and not message:
@@ -170,7 +176,7 @@ class Reader:
 
     def _event(self, event: Event, span: Span, resource: Resource, family: Family, now_ns: int) -> Error:
         kind, message, text = _exception_in(event.attributes)
-        stack = self._stacks.get(text) if text else foreign.NO_STACK
+        stack = self._stacks.get(text, message) if text else foreign.NO_STACK
         message = message or (stack.outline.message if stack.outline is not None else "")
         time_ns = event.time_ns or span.end_ns
         error = Error(
@@ -204,9 +210,10 @@ class Reader:
 class _Sheet:
     """What one body comes to: its errors, each once, and what it says of those of other bodies."""
 
-    def __init__(self, memory: Memory, now_ns: int) -> None:
+    def __init__(self, memory: Memory, briefs: Briefs, now_ns: int) -> None:
         self.reading = Reading()
         self.now_ns = now_ns
+        self._briefs = briefs
         self._memory = memory
         self._errors: dict[str, Error] = {}
         self._after: list[bytes] = []
@@ -270,9 +277,13 @@ class _Sheet:
 
     def finished(self) -> Reading:
         """All errors as lines."""
+        now_s = time.monotonic()
         for error in self._errors.values():
             self.reading.ids.append(error.id)
-            self.reading.lines.append(foreign.line(error))
+            kind = kind_of(error)
+            verdict = self._briefs.of(kind, now_s) if kind is not None else None
+            made = foreign.line(error, kind) if verdict is None else foreign.brief_line(error, verdict)
+            self.reading.lines.append(made)
             if error.trace_id is not None:
                 self._tell(error)
         self.reading.lines += self._after

@@ -8,11 +8,12 @@ Nothing is lost by it: what is summed up counts on the newest full error of its 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from tocsin import ids
+from tocsin.exporter.brief import Verdict
 from tocsin.exporter.fingerprint import VERSION
 from tocsin.model import Entry, ErrorRecord
 
@@ -57,7 +58,7 @@ class Sifted:
     """Entries as they shall be stored, and what to remember once they are."""
 
     entries: list[Entry]
-    minute: int
+    minute: int  #                          of the clock that `sift` was given
     written: dict[str, _Written] = field(default_factory=dict)
     begun: dict[str, int] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
@@ -124,6 +125,9 @@ class Throttle:
     def _capped(self, record: ErrorRecord, group_id: str, sifted: Sifted) -> ErrorRecord:
         if record.is_shipped:  # its repeats and what is known later name it: it must be there
             return record
+        if record.is_brief:
+            record.is_summed_up = True
+            return record
         written = sifted.written.get(group_id)
         if written is None:
             written = (self._written.get(group_id) if sifted.minute == self._minute else None) or _Written()
@@ -132,6 +136,22 @@ class Throttle:
             return record
         sifted.written[group_id] = written.and_(record)
         return record
+
+    @staticmethod
+    def verdicts(sifted: Sifted) -> Iterator[tuple[int, Verdict]]:
+        """What kinds of errors only count until the minute is over."""
+        until_s = (sifted.minute + 1) * _MINUTE_S
+        for entry in sifted.entries:
+            if isinstance(entry, ErrorRecord) and entry.kind is not None and entry.is_summed_up:
+                verdict = Verdict(
+                    fingerprint=entry.fingerprint,
+                    severity=entry.severity,
+                    category=entry.category,
+                    culprit=entry.culprit,
+                    title=entry.title,
+                    until_s=until_s,
+                )
+                yield entry.kind, verdict
 
     def _is_new(self, group_id: str, now: float, sifted: Sifted) -> bool:
         return group_id not in sifted.seen and self._seen.get(group_id, -_SEEN_S) <= now - _SEEN_S
@@ -158,6 +178,7 @@ def _overflowing(record: ErrorRecord) -> ErrorRecord:
         culprit=None,
         exception_type=None,
         category="unknown",
+        kind=None,  # it joins for now: what it is itself is not said of it
         context=record.context | {"tocsin.title": record.title},
     )
 
