@@ -25,6 +25,7 @@ AGE_NS: Final = 120 * 1_000_000_000
 
 _SLACK_NS = 5_000_000  # clocks of one process may differ: spans are timed by a steady one
 _MOST_STEPS = 100
+_ERROR_WEIGHS = 300
 _MOST_OF_A_VALUE = 1_000
 
 # What is told of a request: today's names, each with those that it had before.
@@ -111,7 +112,7 @@ class _Trace:
     def weigh(self) -> int:
         """About how many bytes it takes."""
         texts = sum(len(value) for one in self.requests for value in one.attributes.values() if isinstance(value, str))
-        return 400 + texts + 600 * len(self.requests) + 300 * (len(self.errors) + len(self.aliases))
+        return 400 + texts + 600 * len(self.requests) + _ERROR_WEIGHS * (len(self.errors) + len(self.aliases))
 
 
 class Memory:
@@ -144,6 +145,10 @@ class Memory:
     def tell(self, service: str, trace_id: str, error: Told, now_ns: int) -> Told | None:
         """Remember what is told of an error; what was told of it before, if it was."""
         trace = self._of(service, trace_id, now_ns)
+        if not trace.errors and not trace.requests and not trace.aliases:  # most traces never have more
+            trace.errors = (error,)
+            self._add(trace, 400 + _ERROR_WEIGHS)
+            return None
         for before in trace.errors:
             if before.id == error.id:
                 return before
@@ -181,9 +186,11 @@ class Memory:
             self._drop_oldest()
 
     def _weigh(self, trace: _Trace) -> None:
-        self._weight -= trace.weight
-        trace.weight = trace.weigh()
-        self._weight += trace.weight
+        self._add(trace, trace.weigh() - trace.weight)
+
+    def _add(self, trace: _Trace, weight: int) -> None:
+        trace.weight += weight
+        self._weight += weight
         while self._weight > self._most_bytes and len(self._traces) > 1:
             self._drop_oldest()
 
