@@ -65,7 +65,27 @@ def test_texts_become_values_and_values_the_same_texts(tmp_path: Path, name: str
         ("DATABASE_URL", "mysql://u:secret@h/d", "unknown scheme 'mysql'"),
         ("DATABASE_URL", "postgresql://u:secret@h", "name of the database is missing"),
         ("DATABASE_URL", "postgresql://u:sec/ret@h/d", "written %2F"),
+        ("DATABASE_URL", "postgresql://u:sec#ret@h/d", "written %2F, %3F or %23"),
+        ("DATABASE_URL", "postgresql://u:p@secret?x@h/d", "written %2F, %3F or %23"),
+        ("DATABASE_URL", "postgresql://u:[secret@h/d", "written %5B"),
+        ("DATABASE_URL", "postgresql://u:secret@h:99999/d", "the port is no number from 1 to 65535"),
+        ("DATABASE_URL", "postgresql:/u:secret@h/d", "give sqlite:////folder/tocsin.db or postgresql://user"),
+        ("DATABASE_URL", "secret", "give sqlite:////folder/tocsin.db or postgresql://user"),
+        ("DATABASE_URL", "'postgresql://u:secret@h/d'", "leave out the quotes"),
         ("DATABASE_URL", "sqlite://", "the file is missing"),
+        ("DATABASE_URL", "sqlite:/srv/tocsin.db", "give sqlite:////folder/tocsin.db"),
+        ("DATABASE_URL", "sqlite://tocsin.db", "a / is missing"),
+        ("DATABASE_URL", "sqlite:///:memory:", "gone with its process"),
+        ("ENDPOINT", "127.0.0.1:4318", "'127.0.0.1:4318' is wrong: give an address that begins with http://"),
+        ("ENDPOINT", "http://:4318", "the host is missing"),
+        ("ENDPOINT", "http://h:port", "the port is no number"),
+        ("ENDPOINT", "http://h:99999", "the port is no number from 1 to 65535"),
+        ("ENDPOINT", "http://[::1", "IPv6"),
+        ("ENDPOINT", "http://u:sec#ret@h", "written %2F"),
+        ("ENDPOINT", "http://u:secret@h", "TOCSIN_INGEST_TOKEN"),
+        ("ENDPOINT", "http://h/v1/logs", "leave /v1/logs out"),
+        ("ENDPOINT", "http://h/tocsin/api/debug/", "leave /api/debug out"),
+        ("ENDPOINT", "http://h?x=1", "nothing comes after"),
         ("DIGEST_AT", "25:00", "'25:00' is wrong"),
         ("TELEGRAM_CHAT_IDS", "@team", "numeric ids"),
         ("CHECK_INTERVAL_S", "soon", "number of seconds"),
@@ -80,7 +100,7 @@ def test_a_wrong_value_is_named_with_what_would_be_right(tmp_path: Path, name: s
 
     assert problem.startswith(f"TOCSIN_{name}:")
     assert said in problem
-    assert "secret" not in problem and "sec/ret" not in problem
+    assert "secret" not in problem and "sec/ret" not in problem and "sec#ret" not in problem
 
 
 def test_every_problem_is_said_at_once(tmp_path: Path) -> None:
@@ -91,6 +111,8 @@ def test_a_misspelt_name_gets_the_nearest(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, TOCSIN_TELEGRM_TOKEN="x")
 
     assert "did you mean TOCSIN_TELEGRAM_TOKEN?" in problem
+    (problem,) = problems(tmp_path, TOCSIN_PORT="80")
+    assert "`tocsin serve --port` takes it" in problem
 
 
 def test_a_program_starts_with_the_default_all_the_same(tmp_path: Path) -> None:
@@ -187,6 +209,10 @@ def test_what_mail_and_webhook_need_is_read(tmp_path: Path, name: str, text: str
     ("name", "text", "says"),
     [
         ("SMTP_URL", "mail.example", "give smtp://"),
+        ("SMTP_URL", "ftp://u:s3cret@h.example", "unknown scheme 'ftp'; give smtp://"),
+        ("SMTP_URL", "smtp://u:s3cret@:587", "the host is missing"),
+        ("SMTP_URL", "smtp://u:s3cret@h.example:70000", "the port is no number from 1 to 65535"),
+        ("SMTP_URL", "smtp://h.example:0", "the port is no number from 1 to 65535"),
         ("SMTP_URL", "smtp://u:s3cret/x@h.example", "written %2F"),
         ("SMTP_URL", "smtp://u:s3cret#x@h.example", "written %2F"),
         ("SMTP_URL", "smtp://u:s3cret@h.example/x", "nothing comes after host and port"),

@@ -108,26 +108,43 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _web_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("give an address that begins with http:// or https://")
-    return value.rstrip("/")
+    return _called_url(value).rstrip("/")
 
 
 def _called_url(value: str) -> str:
     """An address that is called as it stands: a slash at its end may matter."""
     parts = _split(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https"):
         raise ValueError("give an address that begins with http:// or https://")
+    if not parts.hostname:
+        raise ValueError("the host is missing; give http://host:port or https://…")
     return value
+
+
+def _endpoint(value: str) -> str:
+    address = _web_url(value)
+    parts = urlsplit(address)
+    if "@" in address:
+        raise ValueError("no user or password belongs in it: the server's token goes into TOCSIN_INGEST_TOKEN")
+    if parts.query or parts.fragment:
+        raise ValueError("nothing comes after its path; give http://host:4318 or https://…")
+    if own := re.search(r"/(v1(/.*)?|livez|readyz|(api|admin)/debug(/.*)?)$", parts.path):
+        raise ValueError(f"leave {own[0]} out: it is added as it is needed")
+    return address
+
+
+_SMTP = "give smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465 (TLS)"
+_ESCAPED = "a /, ? or # in a password is written %2F, %3F or %23"
 
 
 def _smtp_url(value: str) -> str:
     parts = _split(value)
-    if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
-        raise ValueError("give smtp://user:password@host:587 or smtps://…")
+    if parts.scheme not in ("smtp", "smtps"):
+        raise ValueError(_wrong_scheme(value, _SMTP))
+    if not parts.hostname:
+        raise ValueError(f"the host is missing; {_SMTP}")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError("nothing comes after host and port; a /, ? or # in a password is written %2F, %3F or %23")
+        raise ValueError(f"nothing comes after host and port; {_ESCAPED}")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if bool(user) != bool(password):
         raise ValueError("give user and password, or neither: smtp://user:password@host:587")
@@ -138,14 +155,26 @@ def _smtp_url(value: str) -> str:
 
 def _split(value: str) -> SplitResult:
     """An address in its parts; what Python says of a wrong one would show a part of the password."""
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("the port is no number; a / or @ in a password is written %2F or %40") from None
     if any(char <= " " or char in "\x7f\\" for char in value):
         raise ValueError("an address has no space, control character or backslash in it")
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        raise ValueError("a [ or ] stands around an IPv6 host; in a password it is written %5B or %5D") from None
+    try:
+        is_wrong = parts.port == 0
+    except ValueError:
+        is_wrong = True
+    if is_wrong:
+        is_cut = "@" in value and "@" not in parts.netloc
+        raise ValueError(_ESCAPED if is_cut else "the port is no number from 1 to 65535")
     return parts
+
+
+def _wrong_scheme(value: str, right: str) -> str:
+    """What is before ``://``, where there is such a thing: else it could be anything, a password too."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://", value)
+    return f"unknown scheme {scheme[1]!r}; {right}" if scheme else right
 
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -180,23 +209,45 @@ def _mail_addresses(value: str) -> tuple[str, ...]:
     return found
 
 
+_POSTGRES = "postgresql://user:password@host:5432/name"
+
+
 def _database_url(value: str) -> str:
     scheme = value.split(":", 1)[0].split("+", 1)[0].lower()
     if "://" not in value or scheme not in ("sqlite", "postgres", "postgresql"):
-        raise ValueError(f"unknown scheme {scheme[:30]!r}; use sqlite:// or postgresql://")
+        if "://" in value:
+            raise ValueError(_wrong_scheme(value, "use sqlite:// or postgresql://"))
+        raise ValueError(f"give sqlite:////folder/tocsin.db or {_POSTGRES}")
     if scheme == "sqlite":
-        if not value.split("://", 1)[1].strip("/"):
-            raise ValueError("the file is missing; use sqlite:///folder/tocsin.db")
-        return value
+        return _sqlite_url(value)
     try:
         parts = urlsplit(value)
+    except ValueError:
+        raise ValueError("a [ or ] stands around an IPv6 host; in a password it is written %5B or %5D") from None
+    is_cut = "@" in parts.path + parts.fragment or ("@" in parts.query and not parts.path)
+    if is_cut or parts.fragment:
+        raise ValueError(_ESCAPED)
+    try:
         hosts = parts.netloc.rpartition("@")[2].split(",")  # several, for who has a standby
         _ = [urlsplit(f"//{host}").port for host in hosts]
     except ValueError:
         # Not what Python says: it would show a part of the password.
-        raise ValueError("the port is no number; a / or @ in a password is written %2F or %40") from None
+        raise ValueError("the port is no number from 1 to 65535") from None
     if not parts.path.strip("/"):
-        raise ValueError("the name of the database is missing; use postgresql://user:password@host:5432/name")
+        raise ValueError(f"the name of the database is missing; use {_POSTGRES}")
+    return value
+
+
+def _sqlite_url(value: str) -> str:
+    path = value.split("://", 1)[1].split("?", 1)[0]
+    if not path.strip("/"):
+        raise ValueError("the file is missing; use sqlite:////folder/tocsin.db")
+    if not path.startswith("/"):
+        raise ValueError(
+            "a / is missing; use sqlite:////folder/tocsin.db, or sqlite:///tocsin.db in the working folder"
+        )
+    if path == "/:memory:":
+        raise ValueError("a database in memory is gone with its process; use sqlite:////folder/tocsin.db")
     return value
 
 
@@ -271,7 +322,7 @@ class Settings:
     database_url: str = _setting(
         _default_database_url, _database_url, "where errors are stored: sqlite:///… or postgresql://…", secret=True
     )
-    endpoint: str | None = _setting(None, _web_url, "a tocsin server to send errors to instead of a database")
+    endpoint: str | None = _setting(None, _endpoint, "a tocsin server to send errors to instead of a database")
     spool_dir: str = _setting(_default_spool_dir, _text, "folder of the durable buffer on local disk")
     spool_max_bytes: int | None = _setting(
         None, _spool_bytes, "the most that the spool may hold (default: 1 GiB or a tenth of the free disk)"
@@ -366,7 +417,8 @@ class Settings:
         """Which database it is, without user and password, as people say it."""
         parts = urlsplit(self.database_url)
         if parts.scheme.startswith("sqlite"):
-            return "SQLite " + self.database_url.split("://", 1)[1].split("?", 1)[0].removeprefix("/")
+            path = self.database_url.split("://", 1)[1].split("?", 1)[0].removeprefix("/")
+            return f"SQLite {Path(path).absolute()}"
         hosts = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
         return f"PostgreSQL {hosts}{parts.path}"
 
@@ -419,6 +471,8 @@ def as_text(value: Any) -> str:
 # Names read elsewhere: by `tocsin run` for its child, and by the tests.
 _NOT_SETTINGS = {"TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED", "TOCSIN_TOLD"}
 
+_OPTIONS = {"TOCSIN_HOST": "--host", "TOCSIN_PORT": "--port"}
+
 # Settings that may stand under another name of the standard, weakest of all.
 _STANDARD = {"service": "OTEL_SERVICE_NAME"}
 _RESOURCE = {
@@ -461,8 +515,11 @@ def _read(
         try:
             values[one.name] = one.metadata["parse"](raw)
         except ValueError as problem:
-            shown = "" if one.metadata["secret"] else f" {raw[:100]!r} is wrong:"
-            problems.append(f"{variable}:{shown} {problem}")
+            may_hold_password = one.metadata["parse"] in (_web_url, _endpoint) and "@" in raw
+            is_hidden = one.metadata["secret"] or may_hold_password
+            shown = "" if is_hidden else f" {raw[:100]!r} is wrong:"
+            in_quotes = len(raw) > 1 and raw[0] in "\"'" and raw[0] == raw[-1]
+            problems.append(f"{variable}:{shown} {'leave out the quotes around it' if in_quotes else problem}")
     for name, value in arguments.items():
         if PREFIX + name.upper() not in known:
             problems.append(_unknown(PREFIX + name.upper(), known).removeprefix(PREFIX))
@@ -489,8 +546,11 @@ def _half_set(given: Collection[str]) -> Iterator[str]:
 
 
 def _unknown(variable: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(variable, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else "`tocsin check --settings` lists the names"
+    names = {name.removeprefix(PREFIX): name for name in known}
+    near = difflib.get_close_matches(variable.removeprefix(PREFIX), names, n=1, cutoff=0.6)
+    hint = f"did you mean {names[near[0]]}?" if near else "`tocsin check --settings` lists the names"
+    if option := _OPTIONS.get(variable):
+        hint = f"`tocsin serve {option}` takes it"
     return f"{variable}: there is no such setting; {hint}"
 
 
