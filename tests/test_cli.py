@@ -24,6 +24,7 @@ from tests.standin.telegram import TOKEN, TelegramStandIn
 from tests.waiting import eventually
 from tocsin import cli, clock
 from tocsin.api import create_app
+from tocsin.exporter.spool import Spool, acknowledge
 from tocsin.lifecycle import Status
 from tocsin.model import Batch, ErrorRecord, Severity
 from tocsin.settings import Settings
@@ -452,7 +453,7 @@ def test_a_database_that_is_away_is_said_in_one_line(
     answer = tocsin(*command)
 
     assert answer.code == 1
-    assert "the database cannot be reached" in answer.err
+    assert "the database cannot be reached: the connection to 127.0.0.1:" in answer.err
     assert "hunter2" not in answer.err
     assert "Traceback" not in answer.err
 
@@ -573,6 +574,69 @@ def test_check_knows_a_spool_that_cannot_be_written(
 
     assert answer.code == 1
     assert "FAIL spool" in answer.out
+
+
+@pytest.mark.parametrize("how", ["database", "endpoint", "away"])
+def test_check_knows_errors_that_wait_in_the_spool(
+    how: str, tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a server or a service that was killed: how many, for how long, and who stores them; not what is stored."""
+    away = f"postgresql://u:hunter2@127.0.0.1:{closed_port()}/tocsin"
+    if how == "endpoint":
+        monkeypatch.setenv("TOCSIN_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    else:
+        monkeypatch.setenv("TOCSIN_DATABASE_URL", away if how == "away" else sqlite_url)
+    left = clock.now() - timedelta(hours=3, minutes=5)
+    spool = Spool(tmp_path / "spool", 2**30, {"resource": {"service.name": "tocsin"}, "started_ns": 0})
+    lines = [line_of(kind, left) for kind in ("error", "error", "repeats", "error")]
+    spool.append_all(lines)
+    (segment,) = spool.segments()
+    position = segment.stat().st_size - sum(map(len, lines[1:]))
+    if how == "endpoint":
+        acknowledge(spool.folder, segment.stem, position)
+    elif how == "database":
+        store = open_store(sqlite_url)
+        store.write_now(write_batch, Batch(entries=[], segment=segment.stem, start=0, position=position), clock.now())
+        store.close_now()
+    spool.close(everything_stored=False)
+
+    (waiting,) = (one for one in tocsin("check", "--json").json["checks"] if one["name"] == "waiting")
+
+    count = "up to 3 errors wait" if how == "away" else "2 errors wait"
+    assert waiting["state"] == "FAIL"
+    assert waiting["what"] == f"{count} in {spool.folder}, the oldest for 3 hours"
+    assert ("`tocsin serve` stores them when it starts" in waiting["mend"]) == (how != "endpoint")
+
+
+def line_of(kind: str, moment: datetime) -> bytes:
+    return b'{"v":1,"kind":"%s","time_unix_nano":%d}\n' % (kind.encode(), moment.timestamp() * 1e9)
+
+
+def test_check_does_not_look_at_something_else_than_was_meant(
+    tocsin: Tocsin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the default in the place of a wrong address, all would be well."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", "postgres//u:hunter2@h/d")
+
+    answer = tocsin("check")
+
+    assert answer.code == 1
+    assert "FAIL settings: TOCSIN_DATABASE_URL: give " in answer.out
+    assert "off  database: not looked at, since TOCSIN_DATABASE_URL is wrong" in answer.out
+    assert "hunter2" not in answer.out
+
+
+def test_check_says_what_is_wrong_with_a_file_and_nothing_else(
+    tocsin: Tocsin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", f"sqlite:///{tmp_path}")
+
+    answer = tocsin("check")
+
+    (line,) = (line for line in answer.out.splitlines() if " database: " in line)
+    assert line.endswith(f"has to name a file, such as sqlite:///{tmp_path}/tocsin.db")
 
 
 def test_check_knows_an_api_of_telegram_that_is_away(

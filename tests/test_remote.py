@@ -301,7 +301,7 @@ def test_check_is_content_with_a_server_that_takes_errors(tocsin: Tocsin, server
     eventually(is_content)
 
     assert {name: one["state"] for name, one in checks.items()} == dict.fromkeys(
-        ("settings", "server", "clock", "spool"), "ok"
+        ("settings", "server", "clock", "spool", "waiting"), "ok"
     )
     assert server in checks["server"]["what"]
 

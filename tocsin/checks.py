@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from tocsin import clock, install
+from tocsin.exporter import spool as spooling
 from tocsin.exporter.ship import Ship
 from tocsin.failures import ServerRefuses, StoreAway, TocsinError
 from tocsin.remote import Remote, is_meant
 from tocsin.settings import Settings
-from tocsin.store import Store, access, leases, migrate, open_store, queries
-from tocsin.store.engine import SqliteStore
+from tocsin.store import Store, access, errors, leases, migrate, open_store, queries
+from tocsin.store.engine import SqliteStore, hindrance
 
 if TYPE_CHECKING:
     from telegram import Bot
@@ -64,9 +68,26 @@ def look(settings: Settings, problems: list[str]) -> Iterator[Finding]:
         yield from (Finding("settings", "FAIL", problem, "put it right or take it out") for problem in problems)
     else:
         yield Finding("settings", "ok", "every name is known and every value can be read")
-    running = [_Running(name, check, settings) for name, check in _checks_for(settings).items()]
+    unread = {_PART_OF.get(problem.partition(":")[0]): problem.partition(":")[0] for problem in problems}
+    running = [_Running(name, check, settings) for name, check in _checks_for(settings).items() if name not in unread]
     for one in running:
         yield from one.findings()
+    for name, setting in unread.items():
+        if name is not None:
+            yield Finding(name, "off", f"not looked at, since {setting} is wrong")
+
+
+_PART_OF = {
+    "TOCSIN_DATABASE_URL": "database",
+    "TOCSIN_ENDPOINT": "server",
+    "TOCSIN_TELEGRAM_CHAT_IDS": "telegram",
+    "TOCSIN_TELEGRAM_API_URL": "telegram",
+    "TOCSIN_SMTP_URL": "email",
+    "TOCSIN_EMAIL_FROM": "email",
+    "TOCSIN_EMAIL_TO": "email",
+    "TOCSIN_WEBHOOK_URL": "webhook",
+}
+"""What a wrong setting is about: its default would be looked at instead, and found well."""
 
 
 class _Running:
@@ -86,7 +107,9 @@ class _Running:
             self._findings = self._check(self._settings)
         except Exception as problem:
             what = str(problem) if isinstance(problem, TocsinError) else f"{type(problem).__name__}: {problem}"
-            self._findings = [Finding(self.name, "FAIL", _without_secrets(what, self._settings), _MEND[self.name])]
+            says_itself = isinstance(problem, TocsinError) and "TOCSIN_" in what
+            mend = "" if says_itself else _MEND[self.name]
+            self._findings = [Finding(self.name, "FAIL", _without_secrets(what, self._settings), mend)]
 
     def findings(self) -> list[Finding]:
         left_s = LIMIT_S - (clock.now() - self._begun).total_seconds()
@@ -103,14 +126,16 @@ _SILENCE = {
     "email": "see whether a firewall swallows what goes to it, and whether TOCSIN_SMTP_URL has the right port",
     "webhook": "see whether a firewall swallows what goes to it, and whether TOCSIN_WEBHOOK_URL is right",
     "spool": "put TOCSIN_SPOOL_DIR on a local disk",
+    "waiting": "see what is said of the database",
 }
 _MEND = {
     "server": "start `tocsin serve` there, or put TOCSIN_ENDPOINT right",
-    "database": "start it, or put TOCSIN_DATABASE_URL right",
+    "database": "see whether it runs, or put TOCSIN_DATABASE_URL right",
     "telegram": "put TOCSIN_TELEGRAM_TOKEN right; set TOCSIN_TELEGRAM_PROXY when this network needs one",
     "email": "put TOCSIN_SMTP_URL right: smtp:// for port 587, smtps:// for port 465",
     "webhook": "start what answers there, or put TOCSIN_WEBHOOK_URL right",
     "spool": "set TOCSIN_SPOOL_DIR to a folder on a local disk that this user may write to",
+    "waiting": "see what is said of the spool",
 }
 
 
@@ -128,7 +153,7 @@ def check_database(settings: Settings) -> list[Finding]:
     try:
         store = open_store(settings.database_url)
     except TocsinError as problem:
-        return [Finding("database", "FAIL", str(problem), "put TOCSIN_DATABASE_URL right")]
+        return [Finding("database", "FAIL", str(problem), "")]
     if isinstance(store, SqliteStore) and not store.path.exists():
         return [_new_file(store.path)]
     try:
@@ -139,10 +164,9 @@ def check_database(settings: Settings) -> list[Finding]:
 
 def _new_file(path: Path) -> Finding:
     """A database that nobody has made yet is no fault, when it can be made."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if os.access(folder, os.W_OK | os.X_OK):
-        return Finding("database", "ok", f"sqlite: {path} is not there yet; it is made with the first error")
-    return Finding("database", "FAIL", f"sqlite: {path} cannot be made in {folder}", _MEND["database"])
+    if problem := hindrance(path):
+        return Finding("database", "FAIL", f"sqlite: {path} {problem}", "put TOCSIN_DATABASE_URL right")
+    return Finding("database", "ok", f"sqlite: {path} is not there yet; it is made with the first error")
 
 
 def _database_findings(store: Store) -> Iterator[Finding]:
@@ -398,17 +422,90 @@ def check_spool(settings: Settings) -> list[Finding]:
     return [Finding("spool", "ok", what)]
 
 
+# What waits.
+
+
+def check_waiting(settings: Settings) -> list[Finding]:
+    """Errors in the spool that nobody has stored: of who was killed, or while nobody could."""
+    folder = Path(settings.spool_dir)
+    paths = sorted(folder.glob("*.seg"))
+    stored = _stored_of(settings, [path.stem for path in paths]) if paths else {}
+    count, oldest = 0, None
+    for path in paths:
+        position = max((stored or {}).get(path.stem, 0), spooling.acknowledged(folder, path.stem))
+        for line in _errors_after(path, position):
+            count += 1
+            oldest = oldest or _time_of(line)
+    if not count:
+        return [Finding("waiting", "ok", f"no error waits in {folder}")]
+    age = clock.now() - oldest if oldest else timedelta(0)
+    most = "up to " if stored is None else ""  # the database knows, and does not answer
+    errors = f"{most}{count:,} {'error waits' if count == 1 else 'errors wait'} in {folder}"
+    what = f"{errors}, the oldest for {_span(age)}"
+    if age < _SOON:
+        return [Finding("waiting", "ok", what)]
+    if settings.endpoint:
+        mend = "once the server takes errors, the next program that starts with this folder sends them"
+    else:
+        mend = "once the database works, `tocsin serve` stores them when it starts with this TOCSIN_SPOOL_DIR"
+    return [Finding("waiting", "FAIL", what, mend)]
+
+
+_SOON = timedelta(minutes=1)
+_AN_ERROR = re.compile(rb'.{0,100}?"kind": ?"error"')
+
+
+def _stored_of(settings: Settings, segments: Sequence[str]) -> dict[str, int] | None:
+    """Up to which byte segments are stored; None where the database does not say it."""
+    if is_meant(settings):
+        return {}
+    try:
+        store = open_store(settings.database_url)
+    except TocsinError:
+        return None
+    try:
+        if isinstance(store, SqliteStore) and not store.path.exists():
+            return {}
+        return store.read_now(errors.progress, segments)
+    except TocsinError:
+        return None
+    finally:
+        store.close_now()
+
+
+def _errors_after(path: Path, position: int) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:  # stored, and gone, in between
+        file.seek(position)
+        yield from filter(_AN_ERROR.match, file)
+
+
+def _time_of(line: bytes) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(json.loads(line)["time_unix_nano"] / 1e9, UTC)
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
+        return None
+
+
+def _span(age: timedelta) -> str:
+    minutes = int(age.total_seconds()) // 60
+    for length, unit in ((1440, "day"), (60, "hour"), (1, "minute")):
+        if count := minutes // length:
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return "a moment"
+
+
 CHECKS: dict[str, Check] = {
     "database": check_database,
     "telegram": check_telegram,
     "email": check_email,
     "webhook": check_webhook,
     "spool": check_spool,
+    "waiting": check_waiting,
 }
 
 
 def _checks_for(settings: Settings) -> dict[str, Check]:
     """All of them, and the server that errors go to; where only that is set, the rest is the server's own affair."""
     if is_meant(settings):
-        return {"server": check_server, "spool": check_spool}
+        return {"server": check_server, "spool": check_spool, "waiting": check_waiting}
     return {"server": check_server, **CHECKS} if settings.endpoint else CHECKS

@@ -363,13 +363,17 @@ def _records() -> Iterator[Records]:
 def _store() -> Iterator[Store]:
     """The database that the settings name, ready for use."""
     from tocsin.store import open_store
-    from tocsin.store.engine import SqliteStore
+    from tocsin.store.engine import SqliteStore, hindrance
     from tocsin.store.migrate import prepare_now
 
     settings = Settings.load()
     store = open_store(settings.database_url)
     if isinstance(store, SqliteStore) and not store.path.exists():
-        raise StoreAway(f"there is no file {store.path}; TOCSIN_DATABASE_URL names it, and the first error makes it")
+        if problem := hindrance(store.path):
+            raise TocsinError(f"{store.path} {problem}; put TOCSIN_DATABASE_URL right")
+        raise TocsinError(
+            f"nothing is stored yet: {store.path} is made with the first error (TOCSIN_DATABASE_URL names it)"
+        )
     try:
         prepare_now(store)
         yield store

@@ -13,7 +13,7 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from tocsin.failures import BadInput
 
@@ -182,6 +182,8 @@ def explain(problem: BaseException, address: Address) -> str:
         )
     if isinstance(problem, ConnectionError) and "rejected SSL" in text:
         return "the server does no TLS, which sslmode asks for: use the address of one that does"
+    if isinstance(problem, ConnectionRefusedError) and (hosts := urlsplit(address.dsn).netloc):
+        return f"the connection to {hosts} is refused: PostgreSQL does not run there, or listens on another port"
     if isinstance(problem, TimeoutError):
         return f"no answer within {address.timeout_s:g} s"
     if isinstance(problem, FileNotFoundError | PermissionError) and "sslrootcert" in address.dsn:

@@ -426,10 +426,10 @@ def _said_of_file(problem: BaseException, path: Path) -> str | None:
             pass
         case _ if not isinstance(problem, OSError):
             return None
-    return f"{path} {_hindrance(path) or f'cannot be used ({problem})'}; put {setting} right"
+    return f"{path} {hindrance(path) or f'cannot be used ({problem})'}; put {setting} right"
 
 
-def _hindrance(path: Path) -> str | None:
+def hindrance(path: Path) -> str | None:
     """What keeps this user from a file of SQLite, which makes others beside it."""
     folder = next((parent for parent in path.absolute().parents if parent.exists()), path.parent)
     if not folder.is_dir():
