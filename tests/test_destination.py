@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -41,8 +41,9 @@ def listening(status: int | None) -> Iterator[int]:
     answer = status
 
     class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(answer if self.path == "/livez" else 404)
+        def do_POST(self) -> None:
+            asked = self.path, self.rfile.read(int(self.headers["content-length"])), self.headers["authorization"]
+            self.send_response(answer if asked == ("/v1/logs", b"{}", "Bearer ingest") else 404)
             self.end_headers()
 
         def log_message(self, *args: object) -> None: ...
@@ -87,7 +88,7 @@ def test_a_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
     found = told(settings)
 
-    assert "which cannot be made and cannot be written by user" in found
+    assert "which cannot be made by user" in found
     assert "they wait in /spool; set TOCSIN_DATABASE_URL for both, or TOCSIN_ENDPOINT" in found
 
 
@@ -127,25 +128,83 @@ def test_a_database_that_is_away_holds_nothing_up(is_silent: bool) -> None:
     assert took_s < LIMIT_S + 0.5
 
 
-def test_a_server_without_the_database_does_not_answer(postgres_server: PostgresServer) -> None:
-    url = postgres_server.url_of("no_such_database")
+def test_a_server_that_refuses_is_not_taken_for_one_that_is_away(session_postgres: PostgresServer) -> None:
+    url = session_postgres.url_of("no_such_database")
 
-    assert "which does not answer now" in told(Settings(database_url=url))
+    found = told(Settings(database_url=url, spool_dir="/spool"))
+
+    assert 'which refuses: database "no_such_database" does not exist; they wait in /spool; put TOCSIN_DAT' in found
 
 
 @pytest.mark.parametrize(
     ("status", "end"),
     [
         (200, "and a server answers there"),
-        (404, "where something else than a server answers (404 for /livez)"),
+        (
+            401,
+            "where the server does not take this token (401): they wait in /spool;"
+            " set TOCSIN_INGEST_TOKEN to the server's",
+        ),
+        (503, "where the server takes nothing just now (503): they wait in /spool"),
+        (404, "where something else than a server answers (404 for /v1/logs): they wait in /spool"),
         (None, "which does not answer now: they wait in /spool"),
     ],
 )
-def test_a_server_is_asked_whether_it_lives(status: int | None, end: str) -> None:
+def test_a_server_is_asked_whether_it_would_take_errors(status: int | None, end: str) -> None:
+    """That it lives is not enough: one that refuses the token takes nothing for ever."""
     with listening(status) as port:
-        settings = Settings(endpoint=f"http://shop:geheim77@127.0.0.1:{port}", spool_dir="/spool")
+        settings = Settings(endpoint=f"http://127.0.0.1:{port}", ingest_token="ingest", spool_dir="/spool")
 
         assert told(settings) == f"http://127.0.0.1:{port}, {end}"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ("9999", "where a newer tocsin is at work (schema 9999): they wait in /spool until that version is installed"),
+        (
+            "0001",
+            "whose schema 0001 is of an older tocsin: they wait in /spool until `tocsin migrate` or its server is",
+        ),
+    ],
+)
+def test_a_schema_that_this_one_cannot_use_is_told(found: str, said: str, database_url: str) -> None:
+    """Who has SQLite brings an older one up to date by itself."""
+    store = open_store(database_url)
+    table = "tocsin.tocsin_version" if store.dialect == "postgresql" else "tocsin_version"
+    store.write_now(lambda connection: connection.exec_driver_sql(f"UPDATE {table} SET version_num = '{found}'"))
+    store.close_now()
+    lead(database_url, 60)
+
+    answer = told(Settings(database_url=database_url, spool_dir="/spool"))
+
+    assert (said in answer) == (found == "9999" or database_url.startswith("postgresql"))
+
+
+def test_a_database_that_takes_no_writes_is_told(postgres_url: str) -> None:
+    name = postgres_url.rpartition("/")[2]
+    store = open_store(postgres_url)
+    store.write_now(lambda c: c.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    store.close_now()
+
+    assert "which takes no writes, as a standby does: they wait in /spool" in told(
+        Settings(database_url=postgres_url, spool_dir="/spool")
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "which is a folder: they wait in /spool; put TOCSIN_DATABASE_URL right"),
+        (lambda path: path.write_text("port = 5432\n" * 20), "which is no database of SQLite: they wait in /spool"),
+    ],
+    ids=["folder", "other file"],
+)
+def test_what_is_no_file_of_sqlite_is_told(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "tocsin.db"
+    make(path)
+
+    assert said in told(Settings(database_url=f"sqlite:///{path}", spool_dir="/spool"))
 
 
 def test_a_hoster_s_parameters_are_taken(postgres_url: str) -> None:

@@ -13,12 +13,16 @@ import pwd
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from tocsin import install
+from tocsin.model import SCHEMA_VERSION
 from tocsin.settings import Settings
+from tocsin.text import one_line
+from tocsin.wire import Wire
 
 LIMIT_S = 1.5
 """The longest that a start is held up by all of this."""
@@ -26,6 +30,7 @@ LIMIT_S = 1.5
 _READS = "and a server reads there"
 _SILENT = "but no server reads there: nothing will ring until 'tocsin serve' runs on the same database"
 _LEASE = "name = 'alerts'"  # its holder is the server that looks for what is to ring
+_RIGHT = "put TOCSIN_DATABASE_URL right"
 
 
 def told(settings: Settings) -> str:
@@ -34,12 +39,13 @@ def told(settings: Settings) -> str:
 
     Never raises, shows no password, and waits at most `LIMIT_S`.
     """
+    away = f"which does not answer now: {_wait(settings)}"
     if settings.endpoint:
-        endpoint = settings.endpoint
-        return _within(lambda: _endpoint(endpoint), f"{_shown(endpoint)}, {_waiting(settings)}")
-    shown = settings.shown_database()
-    ask = _sqlite if shown.startswith("SQLite ") else _postgres
-    return _within(lambda: ", ".join(filter(None, [shown, ask(settings)])), f"{shown}, {_waiting(settings)}")
+        shown, ask = _shown(settings.endpoint), _endpoint
+    else:
+        shown = settings.shown_database()
+        ask = _sqlite if shown.startswith("SQLite ") else _postgres
+    return ", ".join(filter(None, [shown, _within(lambda: ask(settings), away)]))
 
 
 def _within(ask: Callable[[], str], otherwise: str) -> str:
@@ -58,8 +64,19 @@ def _within(ask: Callable[[], str], otherwise: str) -> str:
     return answers[0] if answers else otherwise
 
 
-def _waiting(settings: Settings) -> str:
-    return f"which does not answer now: they wait in {settings.spool_dir}"
+def _wait(settings: Settings) -> str:
+    return f"they wait in {settings.spool_dir}"
+
+
+def _other_schema(found: str | None, settings: Settings) -> str | None:
+    """What a database of another version is to this one, which leaves it alone."""
+    if found is None or found == SCHEMA_VERSION:
+        return None
+    if found > SCHEMA_VERSION:
+        return (
+            f"where a newer tocsin is at work (schema {found}): {_wait(settings)} until that version is installed here"
+        )
+    return f"whose schema {found} is of an older tocsin: {_wait(settings)} until `tocsin migrate` or its server is run"
 
 
 # SQLite: one file, and all hangs on whose it is.
@@ -67,11 +84,22 @@ def _waiting(settings: Settings) -> str:
 
 def _sqlite(settings: Settings) -> str:
     path = Path(settings.shown_database().removeprefix("SQLite "))
+    if path.is_dir():
+        return f"which is a folder: {_wait(settings)}; {_RIGHT}"
     if not _may_write(path):
-        owner = f"belongs to user {_name(path.stat().st_uid)}" if path.exists() else "cannot be made"
-        wait = f"they wait in {settings.spool_dir}"
-        return f"which {owner} and cannot be written by user {_name(os.geteuid())}: {wait}; {_MEND}"
-    if path.exists() and _is_read(path):
+        owner = path.stat().st_uid if path.exists() else None
+        of_whom = "" if owner in (None, os.geteuid()) else f"belongs to user {_name(owner)} and "
+        verb = "written" if path.exists() else "made"
+        return f"which {of_whom}cannot be {verb} by user {_name(os.geteuid())}: {_wait(settings)}; {_MEND}"
+    try:
+        found, is_read = _look(path) if path.exists() else (None, False)
+    except sqlite3.DatabaseError as problem:
+        if getattr(problem, "sqlite_errorname", "") != "SQLITE_NOTADB":
+            raise
+        return f"which is no database of SQLite: {_wait(settings)}; {_RIGHT}"
+    if found is not None and found > SCHEMA_VERSION:  # an older one is brought up to date
+        return _other_schema(found, settings) or ""
+    if is_read:
         return _READS
     if settings.database_url != Settings().database_url:
         return _SILENT
@@ -88,15 +116,17 @@ def _may_write(path: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK) and (not path.exists() or os.access(path, os.R_OK | os.W_OK))
 
 
-def _is_read(path: Path) -> bool:
+def _look(path: Path) -> tuple[str | None, bool]:
+    """The version of its tables, and whether a server reads there."""
     now = "(julianday('now') - 2440587.5) * 86400.0"
     database = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0.2)
     try:
+        (found,) = database.execute("SELECT max(version_num) FROM tocsin_version").fetchone()
         rows = database.execute(f"SELECT 1 FROM leases WHERE {_LEASE} AND expires >= {now}")  # noqa: S608
-        return rows.fetchone() is not None
+        return found, rows.fetchone() is not None
     except sqlite3.OperationalError as problem:
         if "no such table" in str(problem):  # nobody has prepared it yet
-            return False
+            return None, False
         raise
     finally:
         database.close()
@@ -122,12 +152,31 @@ def _postgres(settings: Settings) -> str:
     import asyncio  # noqa: PLC0415  (half of the time that this takes)
 
     try:
-        return _READS if asyncio.run(_asked(settings.database_url)) else _SILENT
+        there = asyncio.run(_asked(settings.database_url))
+    except asyncpg.PostgresError as problem:
+        return f"which refuses: {one_line(str(problem), 160)}; {_wait(settings)}; {_RIGHT}"
     except (ValueError, asyncpg.InterfaceError):  # an address that only the store can read
         return ""
+    if there.is_read_only:
+        return f"which takes no writes, as a standby does: {_wait(settings)}; {_RIGHT}"
+    return _other_schema(there.schema, settings) or (_READS if there.is_read else _SILENT)
 
 
-async def _asked(database_url: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class _There:
+    is_read_only: bool
+    schema: str | None = None
+    is_read: bool = False  # by a server
+
+
+_READ_ONLY = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on'"
+_TABLES = f"""
+    SELECT (SELECT max(version_num) FROM tocsin.tocsin_version) AS schema,
+      EXISTS (SELECT FROM tocsin.leases WHERE {_LEASE} AND expires >= extract(epoch FROM clock_timestamp())) AS is_read
+"""  # noqa: S608
+
+
+async def _asked(database_url: str) -> _There:
     import asyncpg  # noqa: PLC0415
 
     arguments = _arguments(database_url)
@@ -135,11 +184,12 @@ async def _asked(database_url: str) -> bool:
     try:
         # In a transaction: behind a pooler the parts of a query would else meet different sessions.
         async with connection.transaction(readonly=True):
-            now = "extract(epoch from clock_timestamp())"
-            question = f"SELECT EXISTS (SELECT FROM tocsin.leases WHERE {_LEASE} AND expires >= {now})"  # noqa: S608
-            return bool(await connection.fetchval(question))
+            if await connection.fetchval(_READ_ONLY):
+                return _There(is_read_only=True)
+            row = await connection.fetchrow(_TABLES)
+            return _There(False, row["schema"], row["is_read"])
     except asyncpg.UndefinedTableError:  # nobody has prepared it yet
-        return False
+        return _There(is_read_only=False)
     finally:
         connection.terminate()
 
@@ -166,20 +216,23 @@ def _arguments(database_url: str) -> dict[str, Any]:
 # A server.
 
 
-def _endpoint(address: str) -> str:
-    import http.client  # noqa: PLC0415  (seldom needed, and not small)
-
-    parts = urlsplit(address)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=LIMIT_S)
+def _endpoint(settings: Settings) -> str:
+    """Send it nothing, with the token that errors are sent with: whether it would take something."""
+    token = settings.ingest_token or settings.token
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    wire = Wire(settings.endpoint or "", headers=headers)
     try:
-        connection.request("GET", f"{parts.path}/livez")
-        status = connection.getresponse().status
+        status = wire.request("POST", "/v1/logs", b"{}", within_s=LIMIT_S).status
     finally:
-        connection.close()
+        wire.close()
     if status == 200:
-        return f"{_shown(address)}, and a server answers there"
-    return f"{_shown(address)}, where something else than a server answers ({status} for /livez)"
+        return "and a server answers there"
+    if status in (401, 403):
+        wish = "does not take this token" if token else "wants a token"
+        return f"where the server {wish} ({status}): {_wait(settings)}; set TOCSIN_INGEST_TOKEN to the server's"
+    if status in (429, 500, 502, 503, 504):
+        return f"where the server takes nothing just now ({status}): {_wait(settings)}"
+    return f"where something else than a server answers ({status} for /v1/logs): {_wait(settings)}"
 
 
 def _shown(address: str) -> str:

@@ -7,6 +7,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+SCHEMA_VERSION = "0002"
+"""The schema that this code works with: the newest revision in ``store/migrations``. Revisions sort by age."""
+
 
 class Severity(StrEnum):
     """How bad an error is; ordered by `rank`, since the highest that anyone reports wins."""

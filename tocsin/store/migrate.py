@@ -20,13 +20,13 @@ from collections.abc import Callable
 from sqlalchemy import Connection, Table, func, insert, inspect, select, text
 
 from tocsin.failures import SchemaMismatch, StoreAway, TableMissing
+from tocsin.model import SCHEMA_VERSION
 from tocsin.store.access import close_to_the_public
 from tocsin.store.adopt import hurry, is_busy
 from tocsin.store.engine import Store
 from tocsin.store.schema import SCHEMA, counters, error_groups, error_logs, metadata
 
-EXPECTED = "0002"
-"""The schema that this code works with: the newest revision in ``migrations``. Revisions sort by age."""
+EXPECTED = SCHEMA_VERSION
 
 VERSION_TABLE = "tocsin_version"
 
