@@ -478,6 +478,45 @@ def test_migrate_says_what_it_does(tocsin: Tocsin, empty_database_url: str, monk
 # Check
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["resolv", "1"], "tocsin: there is no command 'resolv'; did you mean resolve?; try `tocsin --help`"),
+        (["help"], "tocsin: there is no command 'help'; try `tocsin --help`"),
+        (["errors", "shop"], "tocsin errors: there is no place for 'shop'; try `tocsin errors --help`"),
+        (["errors", "--since", "1h"], "tocsin errors: there is no place for '--since 1h'; try `tocsin errors --help`"),
+        (["mute", "1", "-2h"], "tocsin mute: there is no place for '-2h'; try `tocsin mute --help`"),
+        (["mute", "1", "banana"], "tocsin: banana: give a length of time such as 30m, 2h or 1d, at most a year"),
+        (["mute", "1", "2y"], "tocsin: 2y: give a length of time such as 30m, 2h or 1d, at most a year"),
+        (["mute", "2h"], "tocsin: 2h: give the number of a group, such as 42"),
+        (["show", "x"], "tocsin: x: give the number of a group, such as 42, or the id of an error"),
+        (["resolve", "1.5"], "tocsin: 1.5: give the number of a group, such as 42"),
+    ],
+)
+def test_wrong_usage_says_what_would_be_right(
+    command: list[str], said: str, tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+
+    answer = tocsin(*command)
+
+    assert (answer.code, answer.out, answer.err) == (2, "", f"{said}\n")
+
+
+def test_setup_says_which_address_cannot_be_reached(
+    tocsin: Tocsin, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("TOCSIN_TELEGRAM_TOKEN", "1:AAsecretsecretsecret")
+    monkeypatch.setenv("TOCSIN_TELEGRAM_API_URL", f"http://127.0.0.1:{closed_port()}/bot")
+
+    answer = tocsin("setup", "telegram")
+
+    assert answer.code == 1
+    assert answer.err.startswith("tocsin: http://127.0.0.1:")
+    assert "TOCSIN_TELEGRAM_PROXY" in answer.err and "AAsecret" not in answer.err
+
+
 def test_check_is_content_when_all_is_well(tocsin: Tocsin, here: str) -> None:
     """A line for each part; what is not set up is no failure."""
     answer = tocsin("check")

@@ -7,12 +7,13 @@ Exit codes: 0 done, 1 failed or not found, 2 wrong usage or settings.
 from __future__ import annotations
 
 import argparse
+import difflib
 import getpass
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import timedelta
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["run"] and not {"-h", "--help"} & set(argv[1:2]):
         return run(argv[1:])  # argparse would take what belongs to the user's program
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     if not hasattr(arguments, "command"):
         parser().print_help()
         return USAGE
@@ -80,6 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; wrong usage ends the process, and names the command that it is about."""
+    top, commands = _all()
+    word = argv[0] if argv else "-"
+    if not word.startswith("-") and word not in commands:
+        near = difflib.get_close_matches(word, commands, n=1)
+        top.error(f"there is no command {safe(word[:40])!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    arguments, rest = top.parse_known_args(argv)
+    if rest:
+        commands.get(word, top).error(f"there is no place for {safe(' '.join(rest)[:80])!r}")
+    return arguments
 
 
 def _failed(*lines: str, code: int = FAILED) -> int:
@@ -180,6 +194,7 @@ def setup_telegram(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from tocsin import dotenv
+    from tocsin.alerts.channels import Unreachable
     from tocsin.alerts.setup import pair
 
     settings = Settings.load()
@@ -189,6 +204,9 @@ def setup_telegram(arguments: argparse.Namespace) -> int:
         chat_id, user_id = asyncio.run(pair(settings, lambda line: print(line, flush=True), _PAIRING_S))
     except TimeoutError as problem:
         return _failed(str(problem), "try again when you have the bot before you")
+    except Unreachable as problem:
+        where = f"{settings.telegram_api_url} cannot be reached: {problem}"
+        return _failed(where, "set TOCSIN_TELEGRAM_PROXY, or TOCSIN_TELEGRAM_API_URL, when this network needs it")
     ids = {
         "TOCSIN_TELEGRAM_CHAT_IDS": dict.fromkeys((*settings.telegram_chat_ids, chat_id)),
         "TOCSIN_TELEGRAM_USER_IDS": dict.fromkeys((*settings.telegram_user_ids, user_id)),
@@ -452,6 +470,8 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(arguments: argparse.Namespace) -> int:
     """One group with all that is known of it."""
     name = str(_number(arguments.group)) if _is_number(arguments.group) else arguments.group
+    if not re.fullmatch(r"[0-9]+|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", name):
+        raise BadInput(name[:40], "give the number of a group, such as 42, or the id of an error")
     with _records() as records:
         shape = records.group(name)
     if arguments.json:
@@ -573,7 +593,7 @@ def _acting(trigger: Trigger) -> Command:
 def mute(arguments: argparse.Namespace) -> int:
     """Some groups, silent for a while."""
     *words, last = arguments.groups
-    if words and not _is_number(last) and re.fullmatch(r"[0-9]+[a-z]+", last):
+    if words and not re.fullmatch(r"[#0-9,-]+", last):
         try:
             arguments.groups, arguments.span = words, _span(last)
         except argparse.ArgumentTypeError as problem:
@@ -712,7 +732,7 @@ def command_names() -> list[str]:
     return list(_all()[1])
 
 
-def _all() -> tuple[argparse.ArgumentParser, Iterable[str]]:
+def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     top = _Parser(
         prog="tocsin",
         description="Crash protection, error tracking and alerting for services.",
