@@ -82,7 +82,7 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             return 2
 
 
-_ALLOCATION = {-8: 2, -3: 768 * 1024, -1: 8 * 2**20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+_ALLOCATION = {-8: 2, -3: 768 * 1024, -1: 3 * 2**20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 _SWITCH_S = 0.001
 _COLLECT_AFTER = 10_000
 

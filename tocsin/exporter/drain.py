@@ -30,7 +30,7 @@ from tocsin.model import Instance
 from tocsin.settings import Settings
 from tocsin.text import one_line
 
-BATCH_LINES = 4000
+BATCH_LINES = 2500
 BATCH_BYTES = 2 * 2**20
 IDLE_S = 1.0
 GATHER_S = 0.1  # after something was stored: what comes in the meantime is stored together
