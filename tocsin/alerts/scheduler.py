@@ -34,7 +34,7 @@ from tocsin.alerts.rules import Reason
 from tocsin.alerts.telegram import Listener, Telegram
 from tocsin.alerts.webhook import Webhook
 from tocsin.contained import contained, note
-from tocsin.failures import StoreAway, TocsinError
+from tocsin.failures import StoreAway, TableMissing, TocsinError
 from tocsin.ids import uuid7
 from tocsin.model import Severity
 from tocsin.settings import Settings
@@ -376,7 +376,8 @@ class Alerts:
     def _database_is_away(self, problem: StoreAway) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
-            _say(f"tocsin: alerts wait for the database: {problem}")
+            state = "has not all its tables" if isinstance(problem, TableMissing) else "is away"
+            _say(f"tocsin: the database {state}, alerts wait for it: {problem}")
 
     def _database_is_back(self) -> None:
         if self._away_since is not None:
