@@ -645,7 +645,7 @@ def test_check_knows_errors_that_wait_in_the_spool(
     count = "up to 3 errors wait" if how == "away" else "2 errors wait"
     assert waiting["state"] == "FAIL"
     assert waiting["what"] == f"{count} in {spool.folder}, the oldest for 3 hours"
-    assert ("`tocsin serve` stores them when it starts" in waiting["mend"]) == (how != "endpoint")
+    assert ("start `tocsin serve` with this TOCSIN_SPOOL_DIR" in waiting["mend"]) == (how != "endpoint")
 
 
 def line_of(kind: str, moment: datetime) -> bytes:

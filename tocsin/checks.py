@@ -447,7 +447,8 @@ def check_waiting(settings: Settings) -> list[Finding]:
     if settings.endpoint:
         mend = "once the server takes errors, the next program that starts with this folder sends them"
     else:
-        mend = "once the database works, `tocsin serve` stores them when it starts with this TOCSIN_SPOOL_DIR"
+        once = ", once the database is back" if stored is None else ""
+        mend = f"start `tocsin serve` with this TOCSIN_SPOOL_DIR: it stores what waits there{once}"
     return [Finding("waiting", "FAIL", what, mend)]
 
 
