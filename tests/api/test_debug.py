@@ -18,7 +18,7 @@ from tocsin import clock
 from tocsin.api import create_app
 from tocsin.api.calls import Right
 from tocsin.model import Batch
-from tocsin.store import Store, alerts, errors, groups, open_store
+from tocsin.store import Store, alerts, errors, groups, open_store, schema
 from tocsin.store.engine import SqliteStore
 
 API = "/api/debug"
@@ -53,6 +53,17 @@ async def test_health_of_a_quiet_hour(client: httpx.AsyncClient, put: Put) -> No
     await put(timestamp=clock.now() - timedelta(hours=2))
 
     assert (await client.get(f"{API}/health")).json()["recentErrors"] == {"count": 0, "last": None}
+
+
+async def test_a_table_that_somebody_dropped_is_named(client: httpx.AsyncClient, store: Store) -> None:
+    """Nobody shall look for an outage."""
+    await store.write(schema.alerts.drop)
+
+    answer = await client.get(f"{API}/alerts")
+
+    assert answer.status_code == 503
+    assert "alerts" in answer.json()["error"]
+    assert "tocsin check" in answer.json()["error"]
 
 
 async def test_health_is_an_error_while_the_database_is_away(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tocsin.api.inputs import BODY_LIMIT
-from tocsin.failures import BadInput, NotFound, SchemaMismatch, StoreAway
+from tocsin.failures import BadInput, NotFound, SchemaMismatch, StoreAway, TableMissing
 from tocsin.lifecycle import IllegalTransition
 from tocsin.settings import Settings
 from tocsin.store import Store, open_store, shapes
@@ -223,6 +223,8 @@ def _meaning(problem: Exception) -> tuple[int, str, Mapping[str, str]]:
             return 409, str(problem), {}
         case DBAPIError() if (sqlstate(problem) or "").startswith("22"):
             return 400, "a value in this request cannot be used", {}
+        case TableMissing():
+            return 503, str(problem), {"retry-after": "10"}
         case StoreAway():
             return 503, "the database cannot be reached; try again later", {"retry-after": "2"}
         case SchemaMismatch() | ProgrammingError():
