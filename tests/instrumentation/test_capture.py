@@ -12,6 +12,7 @@ import pickle
 import random
 import signal
 import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -544,11 +545,21 @@ def test_an_interrupt_during_capture_reaches_the_caller(watched: Watched) -> Non
 def in_child(work: Callable[[], object]) -> None:
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+            os._exit(code)
+    try:
+        ended = eventually(lambda: [status for pid, status in [os.waitpid(child, os.WNOHANG)] if pid], 30)
+    except AssertionError:  # it would hold up all tests after it
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    assert ended == [0]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -596,16 +607,18 @@ def test_a_signal_in_the_middle_of_a_child_s_start_is_captured(watched: Watched)
     _ = tocsin.track_error  # imported before: a handler in the middle of an import finds half a module
 
     def work(delay_s: float) -> None:
-        handled = threading.Event()
+        handled: list[
+            bool
+        ] = []  # an event's lock may be what the signal interrupts, and a handler must not wait for it
 
         def handler(*_: object) -> None:
             tocsin.track_error("in the handler")
-            handled.set()
+            handled.append(True)
 
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, delay_s)
         tocsin.track_error("in the child")
-        assert handled.wait(10)
+        eventually(lambda: handled)
 
     for step in range(1, 16):
         in_child(functools.partial(work, step * 0.0003))
