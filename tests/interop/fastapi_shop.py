@@ -10,6 +10,7 @@ from opentelemetry import trace
 app = FastAPI()
 logger = logging.getLogger("shop")
 tracer = trace.get_tracer("shop")
+logging.getLogger("opentelemetry.exporter").addHandler(logging.StreamHandler())  # what they lose, they tell there
 
 
 class PaymentRefused(Exception):

@@ -23,14 +23,19 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+OUTAGE_S = 28  # and what a server takes to start
 
 
 class Shop:
     def __init__(self, log: Path) -> None:
         self._log = log
 
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
     def get(self, path: str) -> int:
-        found = eventually(lambda: re.search(r"running on (\S+)", self._log.read_text()), 40)
+        found = eventually(lambda: re.search(r"running on (\S+)", self.said), 40)
         assert found
         return httpx.get(found[1] + path, timeout=20, trust_env=False).status_code
 
@@ -106,7 +111,12 @@ def test_each_error_of_a_fastapi_service_counts_once(postgres_url: str, tmp_path
 def test_exporters_that_retry_lose_nothing_while_the_server_is_away(
     kind: str, database_url: str, tmp_path: Path
 ) -> None:
-    """For 30 s, with an error every second before, in and after it."""
+    """
+    For 30 s, with an error every second before, in and after it, and each is stored once.
+
+    Python's exporter gives a batch up after six tries, 25 to 37 s by chance, and says so. The first error of the outage
+    may be lost by that if it was in a batch of spans and one of logs that both were; the next batches begin later.
+    """
     with serving(tmp_path, TOCSIN_DATABASE_URL=database_url) as server, ExitStack() as stack:
         address = server.address
         shop: Shop | NodeShop
@@ -115,17 +125,35 @@ def test_exporters_that_retry_lose_nothing_while_the_server_is_away(
         else:
             shop = stack.enter_context(node_shop(tmp_path / "shop", address, requires=str(TOCSIN_FILE)))
         for order in range(3):
-            shop.get(f"/async/{order}")
+            shop.get(f"/both/{order}")
         eventually(lambda: len(rows_of(database_url)) == 3, ARRIVES_S)
         server.process.kill()
         server.wait()
-        for order in range(3, 33):
-            shop.get(f"/async/{order}")
+        returns_at = time.monotonic() + OUTAGE_S
+        order = 3
+        while time.monotonic() < returns_at:
+            shop.get(f"/both/{order}")
+            order += 1
             time.sleep(1)  # the outage itself
-        with serving(tmp_path, TOCSIN_DATABASE_URL=database_url, port=int(address.rpartition(":")[2])):
-            for order in range(33, 36):
-                shop.get(f"/async/{order}")
-            eventually(lambda: errors_in(database_url) >= 36, 90)
+        with serving(tmp_path, TOCSIN_DATABASE_URL=database_url, port=int(address.rpartition(":")[2])) as again:
+            again.until_ready()
+            last = order + 3
+            for order in range(order, last):
+                shop.get(f"/both/{order}")
 
-            expected = sorted(f"order {order} has no items" for order in range(36))
-            assert sorted(row.message for row in rows_of(database_url)) == expected
+            def is_all_there() -> bool:
+                lost = 1 if kind == "python" and given_up(shop) >= {"spans", "logs"} else 0
+                return errors_in(database_url) >= last - lost
+
+            with suppress(AssertionError):  # what is missing then, the comparison says
+                eventually(is_all_there, 90)
+            stored = [int(row.message.split()[1]) for row in rows_of(database_url)]
+
+        missing = set(range(last)) - set(stored)
+        assert len(stored) == len(set(stored))
+        assert missing <= ({3} if kind == "python" and given_up(shop) >= {"spans", "logs"} else set())
+
+
+def given_up(shop: Shop | NodeShop) -> set[str]:
+    """What the exporters of the shop say that they lost a batch of."""
+    return set(re.findall(r"Failed to export (\w+) batch", shop.said))
