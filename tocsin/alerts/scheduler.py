@@ -394,7 +394,8 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 
 def _say(text: str) -> None:
     with contained("writing to stderr"):
-        print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+        sys.stderr.write(text.encode("ascii", "backslashreplace").decode() + "\n")  # at once: others write there too
+        sys.stderr.flush()
 
 
 async def send_test(
