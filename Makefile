@@ -7,6 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --progress-bar off
+unexport PYTHONDONTWRITEBYTECODE # or each of the many processes of the tests compiles everything anew
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types format bench gate
 

@@ -29,6 +29,8 @@ _OPTIONS = {
     "timezone": "Asia/Tokyo",  # what is stored may not hang on it
 }
 _START_S = 30
+_IN_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 2 << 30  # containers are often given 64 MiB
 
 
 def missing_part(name: str) -> None:
@@ -52,7 +54,7 @@ class PostgresServer:
         if binaries is None:
             missing_part("PostgreSQL" if certificate is None else "PostgreSQL with TLS (Debian's postgresql)")
         assert binaries is not None
-        self._folder = Path(tempfile.mkdtemp(prefix="tocsin-postgres-"))
+        self._folder = _new_folder()
         self._user = server_user()
         self._binaries = binaries
         if self._user is not None:
@@ -111,7 +113,7 @@ class PostgresServer:
     def standby(self) -> Iterator[PostgresServer]:
         """Another server that follows this one until it is promoted; it takes no writes before."""
         other = PostgresServer.__new__(PostgresServer)
-        other._folder = Path(tempfile.mkdtemp(prefix="tocsin-postgres-"))
+        other._folder = _new_folder()
         other._user, other._binaries, other._tls, other._process = self._user, self._binaries, {}, None
         other.port = free_port()
         if other._user is not None:
@@ -169,6 +171,12 @@ class PostgresServer:
         )
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.decode()}")
+
+
+def _new_folder() -> Path:
+    """In memory where there is room: to make a database and drop it takes a tenth of the time then."""
+    has_room = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM_BYTES
+    return Path(tempfile.mkdtemp(prefix="tocsin-postgres-", dir=_IN_MEMORY if has_room else None))
 
 
 def _binaries(*, with_tls: bool) -> Path | None:
