@@ -25,6 +25,7 @@ _OPTIONS = {
     "fsync": "off",  # a crash of the server alone, such as `stop(at_once=True)`, loses nothing by it
     "full_page_writes": "off",
     "shared_buffers": "32MB",
+    "dynamic_shared_memory_type": "mmap",  # in its folder, so that it goes with it, even after a crash
     "max_connections": "200",
     "timezone": "Asia/Tokyo",  # what is stored may not hang on it
 }
