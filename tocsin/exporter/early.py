@@ -11,14 +11,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter
 
 from sqlalchemy import Connection
 
-from tocsin import clock
+from tocsin import clock, ids
 from tocsin.contained import note, own_threads
 from tocsin.exporter import classify, frames
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
@@ -26,7 +27,7 @@ from tocsin.exporter.scrub import scrub_text
 from tocsin.failures import SchemaMismatch, StoreAway
 from tocsin.model import EarlyRecord, Severity
 from tocsin.store import Store, adopt, leases, queries
-from tocsin.store.adopt import EarlyRow, Rows
+from tocsin.store.adopt import EarlyRow, Place, Rows
 from tocsin.text import clean
 
 SERVICE = "error_logs"
@@ -35,7 +36,7 @@ SERVICE = "error_logs"
 Say = Callable[[str], None]
 Categories = tuple[tuple[str, str, str], ...]
 
-BATCH = 500
+BATCH = 1_000
 _MOST_S = 1.0  # how long one call may take in what was just inserted
 _SLICE_S = 0.2  # how long one call may work on what stood there before, at most half of the time
 _BUSY_ELSEWHERE_S = 5.0
@@ -76,6 +77,37 @@ def record_of(row: EarlyRow, which: Rows, own: Categories = ()) -> EarlyRecord:
 
 
 _SEVERITIES = frozenset(Severity)
+
+
+def group_of(record: EarlyRecord) -> str:
+    """The id of the group that a row belongs to."""
+    return ids.group_id(record.fingerprint, record.service, record.environment)
+
+
+def added_up(records: Sequence[EarlyRecord]) -> list[EarlyRecord]:
+    """
+    Rows that ring nobody, those alike of an hour as two at most: the newest for all, and the oldest.
+
+    A group comes to the same by them as by each: it counts by hours, and asks else for the first and the last
+    time, the worst severity, and until when all was resolved.
+    """
+    alike: dict[tuple[object, ...], list[EarlyRecord]] = {}
+    for one in records:
+        hour = one.timestamp.replace(minute=0, second=0, microsecond=0)
+        kind = group_of(one), hour, one.severity, one.category, one.resolved_at is None
+        alike.setdefault(kind, []).append(one)
+    sums = []
+    for those in alike.values():
+        newest, oldest = max(those, key=_moment), min(those, key=_moment)
+        count = sum(one.count for one in those) - (oldest.count if oldest is not newest else 0)
+        ends = [one.resolved_at for one in those if one.resolved_at is not None]
+        sums.append(replace(newest, count=count, resolved_at=max(ends, default=None)))
+        if oldest is not newest:
+            sums.append(oldest)
+    return sorted(sums, key=_moment, reverse=True)
+
+
+_moment = attrgetter("timestamp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +317,9 @@ def _take(
     without: tuple[str, ...] = (),
 ) -> tuple[int, datetime | None]:
     rows = adopt.hold(connection, which, limit=limit, until=until, only=only, without=without)
-    adopt.take(connection, [record_of(row, which, categories) for row in rows])
+    records = [record_of(row, which, categories) for row in rows]
+    places = [Place(one.id, group_of(one), one.exception_type) for one in records]
+    adopt.take(connection, places, added_up(records) if which is Rows.BEFORE else records)
     if which is Rows.BEFORE:
         adopt.tidy(connection)
     return len(rows), rows[-1].timestamp if rows and which is Rows.BEFORE else None

@@ -19,7 +19,6 @@ from sqlalchemy import ColumnElement, Connection, case, func, literal, literal_c
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex
 
-from tocsin import ids
 from tocsin.failures import StoreAway
 from tocsin.model import Batch, EarlyRecord
 from tocsin.store import bulk, errors, leases, schema
@@ -255,13 +254,27 @@ def ids_of(connection: Connection, which: Rows, limit: int, until: datetime | No
     return list(connection.execute(query).scalars())
 
 
-def take(connection: Connection, records: Sequence[EarlyRecord]) -> None:
-    """Group and count rows that this transaction holds; those that ring are marked for the alerts."""
-    if not records:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row belongs."""
+
+    row_id: str
+    group_id: str
+    exception_type: str | None
+
+
+def take(connection: Connection, places: Sequence[Place], records: Sequence[EarlyRecord]) -> None:
+    """
+    Group and count rows that this transaction holds; those that ring are marked for the alerts.
+
+    Args:
+        places: one for each row.
+        records: what they add up to, for the groups: no more than one for each row.
+    """
+    if not places:
         return
     rows = [
-        (one.id, ids.group_id(one.fingerprint, one.service, one.environment), one.exception_type)
-        for one in sorted(records, key=lambda one: one.id)
+        (one.row_id, one.group_id, one.exception_type) for one in sorted(places, key=lambda one: one.row_id)
     ]
     names = ("id", "group_id", "exception_type")
     if bulk.is_for(connection):
