@@ -1,16 +1,21 @@
-"""OTLP in protobuf: log records and spans out of a body."""
+"""
+OTLP in protobuf: log records and spans out of a body, one after the other.
+
+Read all at once, they would take the memory of the body again, and a text in them up to four times its bytes.
+
+Source: protobuf, *Encoding*.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.logs.v1 import logs_pb2
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from tocsin import semconv
@@ -36,7 +41,18 @@ from tocsin.exporter.scrub import BREADTH_LIMIT, DEPTH_LIMIT, LEFT_OUT
 MOST_PARTS: Final = 400_000
 """Messages and texts in one body: each takes some 50 bytes of memory, and may take two of the body."""
 
+MOST_FIELDS: Final = 100_000
+"""Fields that are looked at one by one: those around the records of a body, or those of one large record."""
+
+LARGE_RECORD: Final = 512 * 2**10
+"""Bytes of a record, or of what owns it, beyond which its texts are cut before they are read."""
+
+_LONG_TEXT = 64 * 2**10
+_KEPT_TEXT = 16 * 2**10  # characters, as of a message
+_MOST_DEEP = 100  # as protobuf's own reader has it
+_PIECE_BYTES = 64 * 2**10
 _MARKS = bytes(byte & 7 == 2 for byte in range(256))  # with which a part begins (wire type LEN)
+_LATER_BYTES = bytes(range(0x80, 0xC0))  # in UTF-8: all of a character but its first
 
 # Which fields of a message are messages, by what they are.
 _INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
@@ -68,14 +84,12 @@ def logs(body: bytes, threshold: int) -> Iterator[Batch[Log]]:
     Raises:
         Unreadable, TooMuch: of the whole body.
     """
-    request = ExportLogsServiceRequest()
-    _parse(request, body, "logs")
-    if sum(len(scope.log_records) for one in request.resource_logs for scope in one.scope_logs) > MOST_RECORDS:
+    batches = _batches(body, "logs")
+    if sum(len(records) for _, _, records in batches) > MOST_RECORDS:
         raise TooMuch(f"more than {MOST_RECORDS} log records at once; send smaller batches")
-    for one in request.resource_logs:
-        resource = _attributes(one.resource.attributes)
-        for scope in one.scope_logs:
-            yield Batch(resource, scope.scope.name, _logs(scope.log_records, threshold))
+    for resource, scope, records in batches:
+        found = (_read(logs_pb2.LogRecord(), body[start:end], "log") for start, end in records)
+        yield Batch(resource, scope, _logs(found, threshold))
 
 
 def spans(body: bytes) -> Iterator[Batch[Span]]:
@@ -85,23 +99,144 @@ def spans(body: bytes) -> Iterator[Batch[Span]]:
     Raises:
         Unreadable, TooMuch: of the whole body.
     """
-    request = ExportTraceServiceRequest()
-    _parse(request, body, "spans")
-    if sum(len(scope.spans) for one in request.resource_spans for scope in one.scope_spans) > MOST_SPANS:
+    batches = _batches(body, "spans")
+    if sum(len(found) for _, _, found in batches) > MOST_SPANS:
         raise TooMuch(f"more than {MOST_SPANS} spans at once; send smaller batches")
-    for one in request.resource_spans:
-        resource = _attributes(one.resource.attributes)
-        for scope in one.scope_spans:
-            yield Batch(resource, scope.scope.name, _spans(scope.spans))
+    for resource, scope, found in batches:
+        yield Batch(resource, scope, _spans(_read(trace_pb2.Span(), body[start:end], "span") for start, end in found))
 
 
-def _parse(request: Message, body: bytes, kind: str) -> None:
-    if len(body) > 2 * MOST_PARTS and body.translate(_MARKS).count(1) > MOST_PARTS:
+_Place = tuple[int, int]
+_M = TypeVar("_M", bound=Message)
+
+
+def _batches(body: bytes, kind: str) -> list[tuple[dict[str, Any], str, list[_Place]]]:
+    """Whose records are in a body, by scope, and where each record is: three messages deep, the same for each kind."""
+    if len(body) > 2 * MOST_PARTS and _most_parts(body) > MOST_PARTS:
         _count_parts(body, kind)
+    walk = _Walk(body)
+    batches = []
+    for start, end in walk.parted(0, len(body))[0]:
+        owner, scopes = walk.parted(start, end)
+        resource = _attributes(_read(Resource(), walk.joined(owner), "owner").attributes)
+        for scope_start, scope_end in scopes:
+            named, records = walk.parted(scope_start, scope_end)
+            scope = _read(InstrumentationScope(), walk.joined(named), "named")
+            batches.append((resource, scope.name, records))
+    return batches
+
+
+def _read(message: _M, data: bytes, kind: str) -> _M:
     try:
-        request.ParseFromString(body)
+        message.ParseFromString(data if len(data) <= LARGE_RECORD else _Slimmer(data).slimmed(0, len(data), kind))
     except DecodeError:
-        raise Unreadable("the body is no OTLP message in protobuf") from None
+        raise _unreadable() from None
+    return message
+
+
+def _unreadable() -> Unreadable:
+    return Unreadable("the body is no OTLP message in protobuf")
+
+
+class _Walk:
+    """Goes through the fields of messages in a body without making anything of them, `MOST_FIELDS` and no more."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self._left = MOST_FIELDS
+
+    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Each field's tag, where it begins, where its content does, and where it ends."""
+        body = self.body
+        while at < end:
+            self._left -= 1
+            if self._left < 0:
+                raise TooMuch(f"more than {MOST_FIELDS} fields around records, or in one; send smaller batches")
+            begin = at
+            tag, at = _varint(body, at)
+            size = _FIXED.get(tag & 7)
+            if tag & 7 == 2:
+                size, at = _varint(body, at)
+            start = at
+            at = _varint(body, at)[1] if size is None else at + size
+            # Groups have no length, and are in none of these messages.
+            if at > end or tag < 8 or tag & 7 in (3, 4):
+                raise _unreadable()
+            yield tag, begin, start, at
+
+    def parted(self, at: int, end: int) -> tuple[list[_Place], list[_Place]]:
+        """Where the messages in the fields 1 and 2 of a message are."""
+        ones: list[_Place] = []
+        twos: list[_Place] = []
+        for tag, _, start, stop in self.fields(at, end):
+            if tag == 0x0A:
+                ones.append((start, stop))
+            elif tag == 0x12:
+                twos.append((start, stop))
+        return ones, twos
+
+    def joined(self, places: list[_Place]) -> bytes:
+        """A message that came in several pieces: one after the other they are the whole."""
+        return b"".join([self.body[start:end] for start, end in places])
+
+
+class _Slimmer(_Walk):
+    """Takes a large message with its long texts cut, and without those for which then still is no room."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._room = LARGE_RECORD
+
+    def slimmed(self, at: int, end: int, kind: str, depth: int = 0) -> bytes:
+        if depth > _MOST_DEEP:
+            raise _unreadable()
+        inside = _INSIDE[kind]
+        pieces: list[bytes] = []
+        kept = at
+        for tag, begin, start, stop in self.fields(at, end):
+            if tag & 7 != 2:
+                continue
+            if stop - start <= min(_LONG_TEXT, self._room):
+                self._room -= stop - begin
+                continue
+            inner = inside.get(tag >> 3)
+            content = self._cut(start, stop) if inner is None else self.slimmed(start, stop, inner, depth + 1)
+            pieces += (self.body[kept:begin], _number(tag), _number(len(content)), content)
+            kept = stop
+        return b"".join([*pieces, self.body[kept:end]])
+
+    def _cut(self, start: int, stop: int) -> bytes:
+        content = _cut(memoryview(self.body)[start:stop]) if self._room > 0 else b""
+        self._room -= len(content)
+        return content
+
+
+def _cut(text: memoryview) -> bytes:
+    """As `text.shorten`, of a text that is still in UTF-8 and too long to be anything else."""
+    pieces = (text[at : at + _PIECE_BYTES] for at in range(0, len(text), _PIECE_BYTES))
+    length = sum(len(bytes(piece).translate(None, _LATER_BYTES)) for piece in pieces)
+    head = str(text[: 4 * _KEPT_TEXT], "utf-8", "ignore")
+    tail = str(text[-4 * _KEPT_TEXT :], "utf-8", "ignore")
+    if length <= _KEPT_TEXT:
+        return bytes(text)
+    note = f" …[{length - _KEPT_TEXT} characters left out]… "
+    keep = _KEPT_TEXT - len(note)
+    return (head[: keep * 3 // 4] + note + tail[keep * 3 // 4 - keep :]).encode()
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _most_parts(body: bytes) -> int:
+    """How many parts a body has at most; by pieces, which take no memory."""
+    pieces = (body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES))
+    return sum(piece.translate(_MARKS).count(1) for piece in pieces)
 
 
 def _count_parts(body: bytes, kind: str) -> None:
@@ -145,15 +280,15 @@ _FIXED = {1: 8, 5: 4}
 
 
 def _varint(body: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends; ten bytes at most are looked at."""
+    """A number and where it ends."""
     value = shift = 0
     for byte in body[at : at + 10]:
         value |= (byte & 0x7F) << shift
         at += 1
         shift += 7
         if byte < 0x80:
-            break
-    return value, at
+            return value, at
+    raise _unreadable()
 
 
 def _logs(records: Iterable[logs_pb2.LogRecord], threshold: int) -> Iterator[Log | Malformed | None]:
