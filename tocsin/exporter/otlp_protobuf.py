@@ -48,6 +48,7 @@ LARGE_RECORD: Final = 512 * 2**10
 """Bytes of a record, or of what owns it, beyond which its texts are cut before they are read."""
 
 _LONG_TEXT = 64 * 2**10
+_NAME = 64  # bytes that are always kept: mostly it is one
 _KEPT_TEXT = 16 * 2**10  # characters, as of a message
 _MOST_DEEP = 100  # as protobuf's own reader has it
 _PIECE_BYTES = 64 * 2**10
@@ -196,7 +197,7 @@ class _Slimmer(_Walk):
         for tag, begin, start, stop in self.fields(at, end):
             if tag & 7 != 2:
                 continue
-            if stop - start <= min(_LONG_TEXT, self._room):
+            if stop - start <= max(min(_LONG_TEXT, self._room), _NAME):
                 self._room -= stop - begin
                 continue
             inner = inside.get(tag >> 3)
