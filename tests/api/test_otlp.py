@@ -273,6 +273,10 @@ async def test_an_error_can_be_posted_as_json(sender: httpx.AsyncClient, spool: 
     ("content", "status", "word"),
     [
         (b"{}", 400, "message"),
+        (b'{"message": ""}', 400, "message"),
+        (b'{"message": " \\n\\t\\u00a0"}', 400, "message"),
+        (b'{"message": "\\u200b\\u0000\\ufeff", "type": "KeyError"}', 400, "message"),
+        (b'[{"message": "a"}, {"stack": "  "}]', 400, "[1].message"),
         (b'[{"message": "a"}, {"message": 7}]', 400, "message"),
         (b"nonsense", 400, ""),
         (b"", 400, ""),

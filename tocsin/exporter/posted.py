@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -23,6 +24,7 @@ _KNOWN = frozenset(
     | {"exception_type", "type"}
 )
 _SECONDS = (946_684_800, 4_102_444_800)  # 2000 to 2100; a thousand times that is milliseconds
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # kinds of characters
 
 
 def read(body: bytes, stacks: Stacks, now_ns: int) -> list[Error]:
@@ -49,7 +51,7 @@ def _error(found: Any, where: str, stacks: Stacks, now_ns: int) -> Error:
     kind = _text(found, "exception_type", where) or _text(found, "type", where)
     if not message and stack.outline is not None:
         message = stack.outline.message
-    if not message and not kind and not text:
+    if not _says_anything(message) and (message or not _says_anything(kind + text)):
         raise BadInput(f"{where}message", "give a text that says what went wrong")
     time_ns = foreign.moment(_time(found.get("timestamp"), where, now_ns), now_ns)
     resource = {
@@ -78,6 +80,11 @@ def _text(found: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str):
         raise BadInput(f"{where}{key}", "give a text")
     return value
+
+
+def _says_anything(text: str) -> bool:
+    """Whether a person would see anything: not only spaces, control characters, or such as take no room."""
+    return any(unicodedata.category(char) not in _UNSEEN for char in text)
 
 
 def _severity(value: Any, where: str) -> Severity:
