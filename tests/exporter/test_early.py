@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select
 from tocsin import ids
 from tocsin.alerts.limits import Limits
 from tocsin.alerts.look import look
+from tocsin.alerts.messages import details, own_frame
 from tocsin.exporter import early
 from tocsin.exporter.early import SERVICE, Early, finish, record_of
 from tocsin.lifecycle import Trigger
@@ -19,11 +21,18 @@ from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.store import Store, adopt, groups, open_store, queries, schema, shapes
 from tocsin.store.adopt import EarlyRow, Rows
+from tocsin.store.alerts import last_error
 
 NODE = (
     "AxiosError: Request failed with status code 504\n"
     "    at settle (/app/node_modules/axios/lib/core/settle.js:19:12)\n"
     "    at pushLead (/app/src/services/amocrm.ts:88:11)"
+)
+PYTHON = (
+    "Traceback (most recent call last):\n"
+    '  File "/srv/shop/orders.py", line 42, in create_order\n    phone = customer["phone"]\n'
+    '  File "/usr/lib/python3.12/json/decoder.py", line 9, in loads\n    raise\n'
+    "KeyError: 'phone'"
 )
 LONG_AGO = datetime(2025, 12, 20, 8, tzinfo=UTC)
 
@@ -167,6 +176,38 @@ def test_whatever_a_row_holds_it_is_taken_in(here: Store, odd: dict[str, Any]) -
     assert here.read_now(queries.get_error, row_id)["group"] == group.number
     assert counted(here) == (1, 1, 1, 1)
     assert len(ring(here)) == 1
+
+
+@pytest.mark.parametrize(
+    ("stack", "culprit", "place"),
+    [
+        (NODE, "services/amocrm in pushLead", "/app/src/services/amocrm.ts:88"),
+        (PYTHON, "shop.orders in create_order", "/srv/shop/orders.py:42"),
+    ],
+)
+def test_a_row_rings_with_the_place_that_its_stack_names(here: Store, stack: str, culprit: str, place: str) -> None:
+    """As any other error does; the row itself is not touched for it."""
+    row_id = write(here, stack=stack, message="password=hunter22", context={"leadId": 1})
+
+    take_in(here)
+
+    (group,) = all_groups(here)
+    assert group.culprit == culprit
+    error = here.read_now(last_error, group)
+    shown = details(group, error, None, Settings(database_url="", spool_dir=""), datetime.now(UTC)).plain
+    assert f"{culprit} {place}" in shown
+    assert "hunter22" not in shown
+    assert rows(here)[row_id]["context"] == {"leadId": 1}
+
+
+@pytest.mark.parametrize("stack", [None, "", "no stack", "x" * 300_000])
+def test_a_row_without_frames_rings_without_a_place(here: Store, stack: str | None) -> None:
+    write(here, stack=stack)
+
+    take_in(here)
+
+    (group,) = all_groups(here)
+    assert own_frame(here.read_now(last_error, group)) is None
 
 
 def test_a_row_that_says_where_but_not_what_is_named_by_that(here: Store) -> None:
@@ -394,6 +435,38 @@ def test_finishing_tells_how_far_it_is_and_doing_it_again_is_harmless(
     assert [line for line in said if line.startswith("grouped")] == [
         line for line in said if "grouped 1 rows" in line or "grouped 25 rows" in line
     ]
+
+
+def test_rows_alike_are_counted_together_and_lose_nothing(here: Store) -> None:
+    """Groups, hours and totals are the same as by each row alone."""
+    for number in range(60):
+        write_before(
+            here,
+            message=("one", "two")[number % 2],
+            timestamp=LONG_AGO + timedelta(minutes=7 * number % 190),
+            severity=("low", "high")[number // 3 % 2],
+            category=("amocrm", "unknown")[number // 5 % 2],
+            count=1 + number % 3,
+            resolved=(number % 2 == 1),
+            resolved_at=LONG_AGO + timedelta(days=number % 11) if number % 2 else None,
+        )
+    before = rows(here)
+
+    finish(here)
+
+    assert {group.count for group in all_groups(here)} == {sum(row["count"] for row in rows(here).values()) // 2}
+    assert len(set(counted(here))) == 1
+    for group in all_groups(here):
+        its = [row for row in rows(here).values() if row["group_id"] == group.id]
+        assert group.first_seen == min(row["timestamp"] for row in its)
+        assert group.last_seen == max(row["timestamp"] for row in its)
+        assert group.resolved_at == max((row["resolved_at"] for row in its if row["resolved_at"]), default=None)
+        assert before[group.last_error_id or ""]["timestamp"] == group.last_seen
+        seen = Counter(
+            row["timestamp"].replace(minute=0, second=0, microsecond=0) for row in its for _ in range(row["count"])
+        )
+        hours = dict(here.read_now(queries.group_hours, [group.id], 5, LONG_AGO + timedelta(hours=4))[group.id])
+        assert {hour: n for hour, n in hours.items() if n} == dict(seen)
 
 
 # What is judged of a row.

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tocsin.alerts import messages
 from tocsin.alerts.catalogue import Texts
 from tocsin.alerts.rules import Reason, likely_cause_first
+from tocsin.exporter.shown import frames_of, message_of
 from tocsin.lifecycle import Status
 from tocsin.model import Severity
 from tocsin.settings import Settings
@@ -107,7 +108,7 @@ def _one(subject: Subject, settings: Settings, texts: Texts, now: datetime, to: 
         "reason": texts(f"reason.{subject.alert.reason}"),
         "repeats": texts("alert.may_repeat") if subject.may_repeat else None,
         "kind": _line((error and error.exception_type) or group.exception_type or "", 200),
-        "message": clean(error.message if error else group.title, _MESSAGE_LIMIT).strip() or "-",
+        "message": clean(message_of(error.message) if error else group.title, _MESSAGE_LIMIT).strip() or "-",
         "culprit": _line(group.culprit or "", 240),
         "own": own,
         "facts": _facts(group, error, settings, texts),
@@ -237,7 +238,6 @@ def _links(group: Group, error: ErrorSeen | None, settings: Settings, texts: Tex
 
 def _frames(error: ErrorSeen | None) -> list[_Frame]:
     """The stack, outermost first; what is stored may be of any shape."""
-    found = error.context.get("tocsin.frames") if error else None
     return [
         _Frame(
             place=_line(f"{_INSTALLED.sub('', str(frame.get('file', '?')))}:{frame.get('line', '?')}", 160)
@@ -245,6 +245,5 @@ def _frames(error: ErrorSeen | None) -> list[_Frame]:
             code=_line(str(frame.get("text") or ""), 160),
             is_own=bool(frame.get("in_app")),
         )
-        for frame in (found if isinstance(found, list) else [])
-        if isinstance(frame, dict)
+        for frame in (frames_of(error.context, error.stack) if error else [])
     ]

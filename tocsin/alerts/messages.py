@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from tocsin.alerts.catalogue import Texts
 from tocsin.alerts.channels import Button, Message
 from tocsin.alerts.rules import Reason, is_silent, likely_cause_first
+from tocsin.exporter.shown import frames_of, message_of
 from tocsin.lifecycle import Status
 from tocsin.model import Severity
 from tocsin.settings import Settings
@@ -161,7 +162,7 @@ def describe(page: Page, group: Group, error: ErrorSeen | None, *, settings: Set
     """Add what a group is: type, message, place, service, counts, links."""
     texts = Texts(settings.language)
     kind = (error and error.exception_type) or group.exception_type
-    message = error.message if error else group.title
+    message = message_of(error.message) if error else group.title
     if kind:
         page.line(code(kind, 200))
     page.line(Piece(fit(message, 1400) or "-", "pre"))
@@ -197,11 +198,8 @@ def describe(page: Page, group: Group, error: ErrorSeen | None, *, settings: Set
 
 def own_frame(error: ErrorSeen | None) -> str | None:
     """Where the team's own innermost frame is: ``shop/orders.py:42``."""
-    frames = error.context.get("tocsin.frames") if error else None
-    if not isinstance(frames, list):
-        return None
-    for frame in reversed(frames):
-        if isinstance(frame, dict) and frame.get("in_app"):
+    for frame in reversed(frames_of(error.context, error.stack) if error else []):
+        if frame.get("in_app"):
             return f"{frame.get('file', '?')}:{frame.get('line', '?')}"
     return None
 
@@ -339,19 +337,16 @@ def details(group: Group, error: ErrorSeen | None, act: Entry | None, settings: 
     return Message(html=page.html, plain=page.plain, buttons=buttons(group, texts))
 
 
-def stack(error: ErrorSeen | None) -> str | None:
-    """The last frames, one a line, outermost first."""
-    frames = error.context.get("tocsin.frames") if error else None
-    if not isinstance(frames, list):
-        return None
-    shown = [frame for frame in frames if isinstance(frame, dict)][-8:]
+def stack(error: ErrorSeen | None) -> str:
+    """The last frames, one a line, outermost first; empty without any."""
+    frames = frames_of(error.context, error.stack) if error else []
     return "\n".join(
         one_line(
             f"{'▸' if frame.get('in_app') else ' '} {frame.get('module', '?')}:{frame.get('line', '?')} "
             f"{frame.get('text', '')}",
             140,
         )
-        for frame in shown
+        for frame in frames[-8:]
     )
 
 

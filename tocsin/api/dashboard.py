@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -19,6 +19,7 @@ from tocsin.api.auth import PAGE
 from tocsin.api.calls import Call, House, Right
 from tocsin.api.inputs import Inputs
 from tocsin.api.views import STATIC, page, root_of, static_file, web_link
+from tocsin.exporter.shown import frames_of
 from tocsin.lifecycle import IllegalTransition, Status, Trigger
 from tocsin.model import Severity
 from tocsin.store import audit, groups, queries
@@ -174,7 +175,7 @@ async def show_group(request: Request, house: House) -> Response:
         errors=errors,
         history=history,
         chart=_chart([(hour, {group.severity: count} if count else {}) for hour, count in hours]),
-        stretches=_stretches(context.get(semconv.FRAMES)),
+        stretches=_stretches(frames_of(context, (error or {}).get("stack"))),
         causes=_causes(context.get(semconv.CAUSES)),
         request_facts=_facts(context, _is_request),
         other_facts=_facts(context, lambda name: _is_standard(name) and not _is_request(name)),
@@ -226,10 +227,9 @@ class _Stretch:
     frames: list[_Frame]
 
 
-def _stretches(value: Any) -> list[_Stretch]:
+def _stretches(found: Sequence[Mapping[str, Any]]) -> list[_Stretch]:
     """The frames, innermost first, as people look for the cause."""
-    frames = [_frame(one) for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-    frames.reverse()
+    frames = [_frame(one) for one in reversed(found)]
     return [
         _Stretch(in_app=in_app, frames=list(stretch)) for in_app, stretch in groupby(frames, lambda one: one.in_app)
     ]

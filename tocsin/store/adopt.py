@@ -273,9 +273,7 @@ def take(connection: Connection, places: Sequence[Place], records: Sequence[Earl
     """
     if not places:
         return
-    rows = [
-        (one.row_id, one.group_id, one.exception_type) for one in sorted(places, key=lambda one: one.row_id)
-    ]
+    rows = [(one.row_id, one.group_id, one.exception_type) for one in sorted(places, key=lambda one: one.row_id)]
     names = ("id", "group_id", "exception_type")
     if bulk.is_for(connection):
         bulk.update(connection, _logs, names, rows)
@@ -328,12 +326,12 @@ def _columns(connection: Connection) -> Iterator[ColumnElement[Any]]:
             moment = func.least(func.greatest(moment, lowest), func.clock_timestamp())
             moment = case((literal_column(name).is_not(None), moment), else_=None)
         yield moment.label(name)
-    yield _cut("message", MESSAGE_LIMIT)
-    yield _cut("stack", STACK_LIMIT)
+    yield shortened("message", MESSAGE_LIMIT)
+    yield shortened("stack", STACK_LIMIT)
     yield literal_column(_PLACE_ON_POSTGRES if is_postgres else _PLACE_ON_SQLITE).label("place")
 
 
-def _cut(name: str, limit: int) -> ColumnElement[Any]:
+def shortened(name: str, limit: int) -> ColumnElement[Any]:
     """A long text without its middle: what an exception is stands at the start of a stack, or at its end."""
     whole: ColumnElement[Any] = literal_column(name)
     half = limit // 2

@@ -21,6 +21,7 @@ from tocsin.ids import uuid7
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.store import audit, cursors
+from tocsin.store.adopt import shortened
 from tocsin.store.groups import Group, Mark
 from tocsin.store.leases import database_now
 from tocsin.store.queries import RECENT_AT_MOST, is_error_id
@@ -34,6 +35,7 @@ from tocsin.store.schema import (
     hourly_totals,
     instances,
 )
+from tocsin.text import STACK_LIMIT
 
 LOG_LIMIT = 20
 """Attempts that a delivery remembers."""
@@ -102,6 +104,7 @@ class ErrorSeen:
     trace_id: str | None
     timestamp: datetime
     context: dict[str, Any]
+    stack: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -725,6 +728,7 @@ def last_error(connection: Connection, group: Group) -> ErrorSeen | None:
             error_logs.c.trace_id,
             error_logs.c.timestamp,
             error_logs.c.context,
+            shortened("stack", STACK_LIMIT),
         ).where(error_logs.c.id == group.last_error_id)
     ).first()
     if row is None:
@@ -736,6 +740,7 @@ def last_error(connection: Connection, group: Group) -> ErrorSeen | None:
         trace_id=row.trace_id,
         timestamp=row.timestamp,
         context=row.context if isinstance(row.context, dict) else {},
+        stack=row.stack if isinstance(row.stack, str) else None,
     )
 
 
