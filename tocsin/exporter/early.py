@@ -40,6 +40,7 @@ BATCH = 1_000
 _MOST_S = 1.0  # how long one call may take in what was just inserted
 _SLICE_S = 0.2  # how long one call may work on what stood there before, at most half of the time
 _SHARE_LEFT = 0.05  # of the time of a batch: so long `finish` leaves the database to its writers after each
+_STRUGGLES_S = 0.5  # for a batch, five times the usual: half of the time is its writers' then
 _BUSY_ELSEWHERE_S = 5.0
 _LONGEST_PAUSE_S = 30.0
 _LOOK_BACK_S = 60.0
@@ -251,7 +252,8 @@ def _finish(store: Store, taker: _Taker, which: Rows, total: int, say: Say) -> N
         start, started = until, time.monotonic()
         taken, until = taker.take(store, which, start)
         done += taken
-        time.sleep(_SHARE_LEFT * (time.monotonic() - started))
+        took = time.monotonic() - started
+        time.sleep(took if took > _STRUGGLES_S else _SHARE_LEFT * took)
         if taken < BATCH and (which is Rows.UNTAKEN or (not taken and start is None)):
             break  # a writer may be at work; what it inserts from now on is not waited for
         if time.monotonic() - said >= _SAY_EVERY_S:
