@@ -14,6 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tocsin"
 
 GROUND = {
+    "allocator",
     "clock",
     "contained",
     "dotenv",

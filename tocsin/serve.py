@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import ipaddress
+import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tocsin import clock
+from tocsin import allocator, clock
 from tocsin.alerts import scheduler, webhook
 from tocsin.api import create_app
 from tocsin.api.auth import first_token, login_address
@@ -46,6 +47,7 @@ HEAD_WITHIN_S = 10
 """How long the head of a request may take."""
 
 _READ_BYTES = 128 * 1024
+_SUM_UP_S = 60.0
 _CLOSE_S = 4.0
 _CLOSE_DOOR_S = 2.0
 _DRAIN_S = 2.0
@@ -82,7 +84,6 @@ def serve(settings: Settings, *, host: str, port: int) -> int:
             return 2
 
 
-_ALLOCATION = {-8: 2, -3: 768 * 1024, -1: 3 * 2**20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 _SWITCH_S = 0.001
 _COLLECT_AFTER = 10_000
 
@@ -91,19 +92,12 @@ def _settle_memory() -> None:
     """
     Have the process keep less memory, look through it less often, and its threads take turns sooner.
 
-    The C library gives each thread up to 64 MiB of its own, which what another thread has freed never
-    returns to; and once a body of megabytes was freed, it takes the next from between the small things. A few
-    errors make as many objects as Python collects after, and hold no cycles. While one thread reads a large
-    body, what others get from the database and the network waits for its turn.
-
-    Source: mallopt(3).
+    A few errors make as many objects as Python collects after, and hold no cycles. While one thread reads a
+    large body, what others get from the database and the network waits for its turn.
     """
+    allocator.settle()
     gc.freeze()  # what is imported stays
     gc.set_threshold(_COLLECT_AFTER, 10, 10)
-    with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in _ALLOCATION.items():
-            mallopt(parameter, value)
     sys.setswitchinterval(_SWITCH_S)
 
 
@@ -154,7 +148,7 @@ async def _taking_in(settings: Settings, say: Say) -> AsyncIterator[tuple[Door, 
     sink = Database(settings, folder, briefs)
     chores = (Early(sink.store, settings.categories, say),)
     drain = Drain(settings, spool, folder, sink=sink, chores=chores, adopt_every_s=SERVER_ADOPTS_EVERY_S)
-    door = Door(Reader(settings, briefs), spool, drain.wake)
+    door = Door(Reader(settings, briefs), spool, drain.wake, rest=allocator.giver_back())
     door.start()
     try:
         yield door, drain
@@ -240,7 +234,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> int:
                 timeout_graceful_shutdown=FINISH_REQUESTS_S,
             )
         )
-        with _stopping(server, app.state.house):
+        with _stopping(server, app.state.house), _summing_up():
             _say(f"tocsin listens on {base_url}")
             _say(f"  database {settings.shown_database()}")
             _say(f"  alerts   {shown_channels(settings)}")
@@ -290,6 +284,41 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to `_stopping`: the server would end the process by the signal, not with code 0."""
         yield
+
+
+class _Refused(logging.Filter):
+    """
+    Has what the server library warns of summed up: one line a minute at most.
+
+    It warns of each request that is no HTTP, in words that do not say whose they are: whoever sends
+    them would fill the disk with them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+        self._next_at = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        self._count += 1
+        if time.monotonic() < self._next_at:
+            return False
+        many = "1 request" if self._count == 1 else f"{self._count} requests"
+        record.msg, record.args = f"tocsin: {many} refused unread, the last for: {record.getMessage()}", ()
+        self._count, self._next_at = 0, time.monotonic() + _SUM_UP_S
+        return True
+
+
+@contextmanager
+def _summing_up() -> Iterator[None]:
+    logger, refused = logging.getLogger("uvicorn.error"), _Refused()
+    logger.addFilter(refused)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refused)
 
 
 @contextmanager

@@ -127,13 +127,22 @@ class Door:
         reader: used by the thread of the door alone.
         spool: this process's own; None when its folder cannot be used, then everything is refused.
         wake: told when there is something to store.
+        rest: called whenever a group of bodies is done with.
     """
 
-    def __init__(self, reader: Reader, spool: Spool | None, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        spool: Spool | None,
+        wake: Callable[[], None],
+        *,
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
         self.room = Room()
         self._reader = reader
         self._spool = spool
         self._wake = wake
+        self._rest = rest
         self._waiting: SimpleQueue[_Body | None] = SimpleQueue()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="tocsin-door", daemon=True)
@@ -191,6 +200,8 @@ class Door:
         try:
             while group := self._next_group():
                 self._handle(group)
+                group.clear()  # with all that they held
+                self._rest()
         finally:
             self._is_closed = True
             _answer([(body, _stopping()) for body in group])  # those that have an answer keep it
