@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, missing_part
 from tests.processes import environment_of
 from tests.waiting import eventually
 from tocsin import cli, clock, ids
@@ -165,6 +166,88 @@ def _pruned(store: Store, stream: io.StringIO) -> Counter[Task]:
         return prune(store, Policy(days=30), Stop(), stream).removed
     finally:
         store.close_now()
+
+
+def test_a_database_that_takes_no_writes_ends_it_at_once(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A standby, a primary after a failover: nobody waits before a run that cannot begin; a dry one can."""
+    name = postgres_url.rpartition("/")[2]
+    store = open_store(postgres_url)
+    old_rows(store, 3)
+    store.write_now(lambda c: c.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    store.close_now()
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", postgres_url)
+
+    assert cli.main(["prune"]) == 1
+    assert "nothing is removed: " in (said := capsys.readouterr().err)
+    assert "it takes no writes, as a standby does" in said
+
+    assert cli.main(["prune", "--dry-run"]) == 0
+    assert "would remove 3 errors" in capsys.readouterr().out
+
+
+def test_who_may_not_remove_rows_is_told_at_once(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when error_logs belongs to another user; no wait would change that."""
+    role = f"reader_{postgres_url.rpartition('/')[2]}"
+    store = open_store(postgres_url)
+    for statement in (
+        f"CREATE ROLE {role} LOGIN",
+        f"GRANT USAGE ON SCHEMA tocsin TO {role}",
+        f"GRANT ALL ON ALL TABLES IN SCHEMA tocsin TO {role}",
+        f"ALTER ROLE {role} BYPASSRLS",
+        f"GRANT SELECT ON error_logs TO {role}",
+    ):
+        store.write_now(Connection.exec_driver_sql, statement)
+    monkeypatch.setenv("TOCSIN_DATABASE_URL", postgres_url.replace("//postgres@", f"//{role}@"))
+
+    try:
+        assert cli.main(["prune"]) == 1
+        assert "nothing is removed: " in (said := capsys.readouterr().err)
+        assert "has to name the user who owns" in said
+    finally:
+        store.write_now(Connection.exec_driver_sql, f"DROP OWNED BY {role}")
+        store.write_now(Connection.exec_driver_sql, f"DROP ROLE {role}")
+        store.close_now()
+
+
+_AS_NOBODY = """
+import os, sys
+from tocsin import cli, prune
+from tocsin.store import migrate, open_store
+open_store("sqlite://" + sys.argv[1] + "warm.db").read_now(migrate.version)  # what it loads may be closed to nobody
+os.setuid(65534)
+sys.exit(cli.main(["prune"]))
+"""
+
+
+def test_a_file_that_may_not_be_written_ends_it_at_once(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        missing_part("a second user")
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/tocsin.db"
+        store = open_store(url)
+        migrate_now(store)
+        old_rows(store, 3)
+        store.close_now()
+        Path(folder).chmod(0o777)
+        (Path(folder) / "tocsin.db").chmod(0o644)
+        done = subprocess.run(
+            [sys.executable, "-c", _AS_NOBODY, f"/{tmp_path}/"],
+            cwd=tmp_path,
+            env=environment_of(tmp_path, url),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        store = open_store(url)
+        assert rows_in(store) == 3
+        store.close_now()
+
+    assert done.returncode == 1, done.stderr
+    assert f"nothing is removed: {folder}/tocsin.db cannot be read and written by this user" in done.stderr
 
 
 class Terminal(io.StringIO):

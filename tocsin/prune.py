@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TextIO
 
-from tocsin.failures import StoreAway
-from tocsin.store import Store, retention
+from tocsin import clock
+from tocsin.failures import StoreAway, TableMissing, TocsinError
+from tocsin.store import Store, queries, retention
 from tocsin.store.retention import Policy, Run, Task
 from tocsin.terminal import safe
 
@@ -102,17 +103,20 @@ def prune(store: Store, policy: Policy, stop: Stop, stream: TextIO | None = None
         stream: where the progress is shown (default: stderr).
 
     Raises:
-        StoreAway: the database was away for longer than `PATIENCE_S`, or at the start.
+        TocsinError: the database takes no writes when it begins.
+        StoreAway: it was away for longer than `PATIENCE_S` later on.
     """
     stream = stream or sys.stderr
+    _require_writes(store)
     progress = Progress(stream, count(store, policy), policy)
     run = Run(policy)
+    has_begun = False
     stuck_since: float | None = None
     while run.task is not None and stop.by is None:
         began = time.monotonic()
-        problem = _do_some(store, run)
+        problem = _do_some(store, run, can_wait=has_begun)
         if problem is None:
-            stuck_since = None
+            has_begun, stuck_since = True, None
             progress.show(run)
             # Half of the time belongs to others.
             time.sleep(max(time.monotonic() - began, retention.REST_S))
@@ -128,14 +132,32 @@ def prune(store: Store, policy: Policy, stop: Stop, stream: TextIO | None = None
     return pruned
 
 
-def _do_some(store: Store, run: Run) -> StoreAway | None:
-    """One transaction; or why there is none just now."""
+def _do_some(store: Store, run: Run, *, can_wait: bool) -> StoreAway | None:
+    """One transaction; or why there is none just now, which is worth a wait once it has begun."""
     try:
         chunk = store.write_now(run.chunk)
+    except TableMissing:
+        raise
     except StoreAway as problem:
+        if not can_wait:
+            raise _nothing(problem) from problem
         return StoreAway(f"the database is away: {problem}")
     run.note(chunk)
     return StoreAway("SQLite's log is long, and somebody reads in it") if chunk.is_held_up else None
+
+
+def _require_writes(store: Store) -> None:
+    """Tell whoever waits at once, before all is counted, that nothing can be removed."""
+    try:
+        store.write_now(queries.probe_write, clock.now())
+    except TableMissing:
+        raise
+    except StoreAway as problem:
+        raise _nothing(problem) from problem
+
+
+def _nothing(problem: StoreAway) -> TocsinError:
+    return TocsinError(f"nothing is removed: {problem}")
 
 
 @dataclass(slots=True)
