@@ -197,8 +197,22 @@ def test_the_room_for_bodies_is_bounded() -> None:
             room.enter()
     with room.enter() as third:
         third.grow(100)
-    with room.enter(is_gzip=True) as packed, pytest.raises(Full):
+    with room.enter() as fourth, room.enter(is_gzip=True) as packed:
+        fourth.grow(1)
+        with pytest.raises(Full):
+            packed.grow(60)
+
+
+def test_a_large_packed_body_gets_in_when_it_is_alone() -> None:
+    """It takes all of the room; were it refused, its sender would come again for ever."""
+    room = Room(max_bytes=100)
+    with room.enter(is_gzip=True) as packed:
         packed.grow(60)
+        packed.grow(0)
+        with pytest.raises(Full):
+            packed.grow(1)
+    with room.enter() as other:
+        other.grow(100)
 
 
 # gzip

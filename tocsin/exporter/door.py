@@ -20,12 +20,13 @@ from typing import Final, Literal
 from tocsin import clock
 from tocsin.contained import contained, note, own_threads
 from tocsin.exporter.otlp import Reader, Reading, TooMuch, Unreadable
+from tocsin.exporter.otlp_json import MOST_BYTES as JSON_BYTES
 from tocsin.exporter.spool import Spool
 from tocsin.failures import BadInput, TocsinError
 
 Kind = Literal["logs", "traces", "posted"]
 
-BODY_BYTES: Final[dict[Kind, int]] = {"logs": 10 * 2**20, "traces": 10 * 2**20, "posted": 2**20}
+BODY_BYTES: Final[dict[Kind, int]] = {"logs": 8 * 2**20, "traces": 8 * 2**20, "posted": 2**20}
 """The most that one body may hold, as it is sent and as it is unpacked."""
 
 ROOM_BYTES: Final = 10 * 2**20
@@ -57,6 +58,7 @@ class Room:
     """
 
     def __init__(self, max_bytes: int = ROOM_BYTES, max_bodies: int = ROOM_BODIES) -> None:
+        self.max_bytes = max_bytes
         self._bytes_left = max_bytes
         self._bodies_left = max_bodies
 
@@ -100,9 +102,10 @@ class Place:
         self._room.give_back(self._size, 1)
 
     def grow(self, size: int) -> None:
-        """Take so many bytes more, or `Full`."""
-        self._room.take(size * self._weight)
-        self._size += size * self._weight
+        """Take so many bytes more, or `Full`; what is packed takes all of the room at most, else it never came in."""
+        more = min(size * self._weight, max(self._room.max_bytes - self._size, size))
+        self._room.take(more)
+        self._size += more
 
 
 @dataclass(slots=True)
@@ -258,7 +261,8 @@ class Door:
             return Full("nobody waits for it", _BUSY_RETRY_S)
         try:
             limit = BODY_BYTES[body.kind]
-            content = inflated(body.content, limit) if body.is_gzip else body.content
+            most = min(limit, JSON_BYTES) if body.is_json else limit
+            content = inflated(body.content, most) if body.is_gzip else body.content
             if len(content) > limit:
                 raise TooMuch(f"the body is longer than {limit} bytes")
             now_ns = clock.now_ns()
@@ -322,17 +326,37 @@ def inflated(data: bytes, limit: int) -> bytes:
 
     Source: RFC 1952, section 2.2.
     """
-    out = io.BytesIO()  # hands its memory over without a copy, which `bytes(bytearray)` does not
     given = memoryview(data)
+    if int.from_bytes(data[-4:], "little") > limit:  # says its trailer: most likely nothing of it is ever needed
+        _inflate(given, _Out(None), limit)
+    kept = io.BytesIO()  # hands its memory over without a copy, which `bytes(bytearray)` does not
+    _inflate(given, _Out(kept), limit)
+    return kept.getvalue()
+
+
+class _Out:
+    """Where what is unpacked goes, and how much that is; it may go nowhere."""
+
+    def __init__(self, kept: io.BytesIO | None) -> None:
+        self.size = 0
+        self._kept = kept
+
+    def write(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self._kept is not None:
+            self._kept.write(piece)
+
+
+def _inflate(given: memoryview, out: _Out, limit: int) -> None:
     position = 0
     for _ in range(_MEMBERS):
         position += _inflate_member(given[position:], out, limit)
         if position == len(given):
-            return out.getvalue()
+            return
     raise TooMuch("the body has too many gzip members")
 
 
-def _inflate_member(given: memoryview, out: io.BytesIO, limit: int) -> int:
+def _inflate_member(given: memoryview, out: _Out, limit: int) -> int:
     """Inflate one member by pieces, since zlib copies what it leaves of each; how many bytes the member has."""
     inflater = zlib.decompressobj(wbits=31)
     position = 0
@@ -347,7 +371,7 @@ def _inflate_member(given: memoryview, out: io.BytesIO, limit: int) -> int:
         except zlib.error:
             raise Unreadable("the body is no valid gzip") from None
         rest = inflater.unconsumed_tail
-        if out.tell() + len(piece) > limit:
+        if out.size + len(piece) > limit:
             raise TooMuch(f"the body is longer than {limit} bytes once it is unpacked")
         out.write(piece)
         if is_at_end and not piece and not inflater.eof:
