@@ -312,8 +312,27 @@ def _deep(chance: random.Random) -> Input:
             return POSTED, {"content-type": JSON}, f'{{"message":"x","context":{text}}}'.encode()
 
 
+@lru_cache(maxsize=1)
+def _wide() -> bytes:
+    """A text whose characters take four bytes each in memory, for one of them."""
+    return wide_text(3 * 2**20)
+
+
+def wide_text(size: int) -> bytes:
+    """A body of one log record, with a text of so many bytes and an emoji."""
+    return _around(b"\x10\x11" + _field(5, _field(1, "💥".encode() + b"x" * size)))
+
+
+def many_texts(size: int) -> bytes:
+    """A body of log records, so many bytes in all; each has a text of emojis."""
+    record = _field(2, b"\x10\x11" + _field(5, _field(1, "💥".encode() * 2_000)))
+    return _field(1, _field(2, record * (size // len(record))))
+
+
 def _many(chance: random.Random) -> Input:
-    match chance.randrange(8):
+    match chance.randrange(9):
+        case 8:
+            return LOGS, {"content-type": PROTOBUF}, _wide()
         case 0:
             return LOGS, {"content-type": PROTOBUF}, _around(b"\x32\x00" * 60_000)  # attributes, all of them empty
         case 1:
