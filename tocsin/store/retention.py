@@ -88,7 +88,7 @@ LOG_BYTES = 64 * 2**20
 _ON_ITS_WAY_WHEN_FULL = timedelta(minutes=2)
 _MARGIN = 0.95  #         how far below the limit a run goes, so that the next one need not follow at once
 _CLOCKS_APART = timedelta(days=1)
-_ROWS_AT_ONCE = {"sqlite": 25, "postgresql": 250}  # a statement cannot be stopped halfway
+_ROWS_PER_LOOK = 100  #   how many rows of SQLite go before its size is looked at again
 _GROUPS_AT_ONCE = 50
 _SAMPLED_PAGES = 2000
 _INDEXED_BYTES = 360  #   what a row takes on PostgreSQL besides its values: its header, its place in each index
@@ -159,6 +159,7 @@ class Run:
     def __init__(self, policy: Policy, tasks: Sequence[Task] = tuple(Task)) -> None:
         self._policy = policy
         self._tasks = list(tasks)
+        self._pace = _Pace()
         self._at: Any = None
         self.removed: Counter[Task] = Counter()
 
@@ -181,7 +182,7 @@ class Run:
                 # The log becomes short when somebody writes who finds nobody reading in it.
                 _remember(connection, _WAITED, time.time_ns())  # another value each time, or nothing is written
                 return Chunk(task, 0, self._at, is_held_up=True)
-        work = _Work(connection, self._policy, now or database_now(connection), self._at)
+        work = _Work(connection, self._policy, now or database_now(connection), self._at, self._pace)
         removed, at = _DOES[task](work)
         return Chunk(task, removed, at)
 
@@ -195,15 +196,36 @@ class Run:
             self._tasks.pop(0)
 
 
+class _Pace:
+    """
+    How many rows a statement may take: as many as it does within a quarter of a budget.
+
+    It cannot be stopped halfway, and what a row costs differs a hundred times between disks and tables.
+    """
+
+    FEWEST = 25
+    MOST = 400
+
+    def __init__(self) -> None:
+        self.rows = self.FEWEST
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learn from a statement that took so many rows."""
+        if seconds > BUDGET_S / 2:
+            self.rows = max(self.rows // 2, self.FEWEST)
+        elif rows == self.rows and seconds < BUDGET_S / 8:
+            self.rows = min(self.rows * 2, self.MOST)
+
+
 class _Work:
     """What a transaction has to know, and how long it may go on."""
 
-    def __init__(self, connection: Connection, policy: Policy, now: datetime, at: Any) -> None:
+    def __init__(self, connection: Connection, policy: Policy, now: datetime, at: Any, pace: _Pace) -> None:
         self.connection = connection
         self.policy = policy
         self.now = now
         self.at = at
-        self.rows_at_once = _ROWS_AT_ONCE[connection.dialect.name]
+        self.pace = pace
         self._until = time.monotonic() + BUDGET_S
 
     @property
@@ -260,10 +282,11 @@ def _remove_oldest(
     """
     if at is not None:
         query = query.where(_is_after(at))
-    number = min(work.rows_at_once, at_most)
+    number, began = min(work.pace.rows, at_most), time.monotonic()
     query = query.order_by(*_OLDEST_FIRST).limit(number)
     rows = work.connection.execute(query.with_for_update(of=error_logs, skip_locked=True)).all()
     removed = _remove(work.connection, [row.id for row in rows])
+    work.pace.took(len(rows), time.monotonic() - began)
     return removed, (rows[-1].timestamp, rows[-1].id) if len(rows) == number else None
 
 
@@ -298,10 +321,10 @@ def _by_clock(work: _Work) -> _Done:
     )
     if work.at is not None:
         query = query.where(_is_after(work.at))
-    rows = work.connection.execute(query.order_by(*_OLDEST_FIRST).limit(work.rows_at_once)).all()
+    rows = work.connection.execute(query.order_by(*_OLDEST_FIRST).limit(work.pace.rows)).all()
     old = [row.id for row in rows if (row.created_at or _made_at(row.id, work.now)) < work.oldest]
     removed = _remove(work.connection, old)
-    return removed, (rows[-1].timestamp, rows[-1].id) if len(rows) == work.rows_at_once else None
+    return removed, (rows[-1].timestamp, rows[-1].id) if len(rows) == work.pace.rows else None
 
 
 def _made_at(error_id: str, otherwise: datetime) -> datetime:
@@ -400,7 +423,7 @@ def _thin_out(work: _Work, group_id: str, hour: datetime) -> tuple[int, bool]:
         _is_settled(work.now),
         ~exists().where(error_groups.c.id == group_id, error_groups.c.last_error_id == columns.id),
     )
-    query = too_many.order_by(*_OLDEST_FIRST).limit(work.rows_at_once)
+    query = too_many.order_by(*_OLDEST_FIRST).limit(work.pace.rows)
     if work.connection.execute(query.limit(1)).first() is None:
         return 0, True
     held = select(error_groups.c.resolved_at).where(error_groups.c.id == group_id).with_for_update()
@@ -415,8 +438,8 @@ def _thin_out(work: _Work, group_id: str, hour: datetime) -> tuple[int, bool]:
         for error_id, count in sorted(counts.items()):
             _add_to(work.connection, error_id, count)
         removed += _remove(work.connection, [row.id for row in rows])
-        if len(rows) < work.rows_at_once or not work.has_time:
-            return removed, len(rows) < work.rows_at_once
+        if len(rows) < work.pace.rows or not work.has_time:
+            return removed, len(rows) < work.pace.rows
 
 
 def _spared(connection: Connection, group_id: str, hour: datetime) -> tuple[_Place, _Place] | None:
@@ -552,7 +575,7 @@ def _rows_too_many(connection: Connection, limit: int, *, is_begun: bool = False
     most = round(limit * _MARGIN) if is_begun else limit
     if connection.dialect.name == "sqlite":
         # It is measured in no time, and exactly.
-        return _ROWS_AT_ONCE["sqlite"] if used_bytes(connection) > most else 0
+        return _ROWS_PER_LOOK if used_bytes(connection) > most else 0
     errors, others = _on_disk(connection)
     if errors + others <= most:
         return 0
