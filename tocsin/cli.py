@@ -280,12 +280,13 @@ def _print_pruned(pruned: Pruned, policy: Policy, *, is_dry_run: bool) -> None:
     if pruned.stopped_by is not None:
         print("stopped before its end; what was removed stays removed")
     free = f", {pruned.free_bytes / 2**20:,.0f} MB of them free for what comes" if pruned.free_bytes else ""
-    print(
-        f"the database holds {pruned.used_bytes / 2**20:,.0f} MB"
-        f" and takes {pruned.file_bytes / 2**20:,.0f} MB on disk{free}"
-    )
+    print(f"the database holds {_megabytes(pruned.used_bytes)} and takes {_megabytes(pruned.file_bytes)} on disk{free}")
     if pruned.free_bytes > max(pruned.file_bytes // 4, MUCH_FREE):
         print("`tocsin prune --vacuum` gives the free space back; errors wait in the spool meanwhile")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.{0 if size >= 10 * 2**20 else 1}f} MB"
 
 
 def _compacted(store: Store, pruned: Pruned) -> Pruned:
@@ -851,7 +852,10 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
         "tocsin prune --days 7 --vacuum",
     )
     one.add_argument(
-        "--days", type=_whole(1, 36_500), metavar="N", help="keep errors so long (default: TOCSIN_RETENTION_DAYS)"
+        "--days",
+        type=_whole(1, 36_500),
+        metavar="N",
+        help="remove errors older than N days (default: TOCSIN_RETENTION_DAYS); what came in within the last hour stays",
     )
     one.add_argument("--dry-run", action="store_true", help="only count what would go")
     one.add_argument(
