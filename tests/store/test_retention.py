@@ -22,6 +22,7 @@ from tocsin.store import Store, errors, groups, open_store, queries, retention, 
 from tocsin.store.alerts import add_alert, add_deliveries
 from tocsin.store.groups import Group
 from tocsin.store.retention import ERRORS, Policy, Run, Task
+from tocsin.store.retention.work import BUDGET_S, Pace
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -269,6 +270,24 @@ async def test_no_table_is_read_through_for_a_few_hours(
     assert run.removed == {Task.AGE: 9, Task.CLOCK: 0, Task.HOURS: 50, Task.SIZE: 0}
     assert plans
     assert not [plan for plan in plans if "SCAN error_logs" in plan or "Seq Scan on error_logs" in plan]
+
+
+def test_a_statement_takes_as_many_rows_as_the_database_is_quick_with() -> None:
+    """It cannot be stopped halfway: where rows take long, it is for few of them."""
+    pace = Pace()
+    for _ in range(20):
+        pace.took(pace.rows, BUDGET_S / 100)
+    assert pace.rows == Pace.MOST
+
+    pace.took(pace.rows, BUDGET_S)
+    assert pace.rows == Pace.MOST // 2
+
+    pace.took(pace.rows - 1, BUDGET_S / 100)  # there were no more, which says nothing
+    assert pace.rows == Pace.MOST // 2
+
+    for _ in range(20):
+        pace.took(pace.rows, BUDGET_S)
+    assert pace.rows == Pace.FEWEST
 
 
 # Size
