@@ -89,7 +89,7 @@ def logs(body: bytes, threshold: int) -> Iterator[Batch[Log]]:
     if sum(len(records) for _, _, records in batches) > MOST_RECORDS:
         raise TooMuch(f"more than {MOST_RECORDS} log records at once; send smaller batches")
     for resource, scope, records in batches:
-        found = (_read(logs_pb2.LogRecord(), body[start:end], "log") for start, end in records)
+        found = (_read(logs_pb2.LogRecord(), body, [place], "log") for place in records)
         yield Batch(resource, scope, _logs(found, threshold))
 
 
@@ -104,7 +104,7 @@ def spans(body: bytes) -> Iterator[Batch[Span]]:
     if sum(len(found) for _, _, found in batches) > MOST_SPANS:
         raise TooMuch(f"more than {MOST_SPANS} spans at once; send smaller batches")
     for resource, scope, found in batches:
-        yield Batch(resource, scope, _spans(_read(trace_pb2.Span(), body[start:end], "span") for start, end in found))
+        yield Batch(resource, scope, _spans(_read(trace_pb2.Span(), body, [place], "span") for place in found))
 
 
 _Place = tuple[int, int]
@@ -119,17 +119,20 @@ def _batches(body: bytes, kind: str) -> list[tuple[dict[str, Any], str, list[_Pl
     batches = []
     for start, end in walk.parted(0, len(body))[0]:
         owner, scopes = walk.parted(start, end)
-        resource = _attributes(_read(Resource(), walk.joined(owner), "owner").attributes)
+        resource = _attributes(_read(Resource(), body, owner, "owner").attributes)
         for scope_start, scope_end in scopes:
             named, records = walk.parted(scope_start, scope_end)
-            scope = _read(InstrumentationScope(), walk.joined(named), "named")
+            scope = _read(InstrumentationScope(), body, named, "named")
             batches.append((resource, scope.name, records))
     return batches
 
 
-def _read(message: _M, data: bytes, kind: str) -> _M:
+def _read(message: _M, body: bytes, places: list[_Place], kind: str) -> _M:
+    """A message of a body; one that came in several pieces is these one after the other."""
     try:
-        message.ParseFromString(data if len(data) <= LARGE_RECORD else _Slimmer(data).slimmed(0, len(data), kind))
+        slimmer = _Slimmer(body) if sum(end - start for start, end in places) > LARGE_RECORD else None
+        for start, end in places:
+            message.MergeFromString(slimmer.slimmed(start, end, kind) if slimmer is not None else body[start:end])
     except DecodeError:
         raise _unreadable() from None
     return message
@@ -175,10 +178,6 @@ class _Walk:
             elif tag == 0x12:
                 twos.append((start, stop))
         return ones, twos
-
-    def joined(self, places: list[_Place]) -> bytes:
-        """A message that came in several pieces: one after the other they are the whole."""
-        return b"".join([self.body[start:end] for start, end in places])
 
 
 class _Slimmer(_Walk):
