@@ -21,7 +21,7 @@ from tocsin.model import Batch, ErrorRecord, Repeats
 from tocsin.store import Store, errors, groups, open_store, queries, retention, schema
 from tocsin.store.alerts import add_alert, add_deliveries
 from tocsin.store.groups import Group
-from tocsin.store.retention import ERRORS, Policy, Run, Task
+from tocsin.store.retention import ERRORS, Policy, Run, Task, work
 from tocsin.store.retention.work import BUDGET_S, Pace
 
 DAY = timedelta(days=1)
@@ -288,6 +288,18 @@ def test_a_statement_takes_as_many_rows_as_the_database_is_quick_with() -> None:
     for _ in range(20):
         pace.took(pace.rows, BUDGET_S)
     assert pace.rows == Pace.FEWEST
+
+
+async def test_a_machine_too_slow_for_its_time_comes_to_an_end_too(
+    store: Store, error: ErrorFactory, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each task something is done in each transaction, however late it is."""
+    monkeypatch.setattr(work, "BUDGET_S", -1)
+    await put(store, *(error(f"Error{number}", timestamp=now - 500 * DAY) for number in range(3)), stored_at=now)
+
+    removed = await prune(store, now + 2 * HOUR)
+
+    assert removed == {Task.AGE: 3, Task.COUNTS: 3, Task.TOTALS: 1}
 
 
 # Size

@@ -20,7 +20,7 @@ def old_groups(work: Work) -> Done:
     """Groups are few and go one by one: each may have counts of a year."""
     removed = 0
     at: tuple[datetime, str] | None = work.at
-    while work.has_time:
+    while work.has_time():
         row = work.connection.execute(_next_old_group(work.history, at)).first()
         if row is None:
             return removed, None
@@ -52,7 +52,7 @@ def old_counts(work: Work) -> Done:
     """Counts per group and hour, read group by group: they have no order by hour."""
     before = work.now - TOTALS_AGE
     at, removed = work.at or "", 0
-    while work.has_time:
+    while work.has_time():
         groups = select(error_groups.c.id, error_groups.c.first_seen).where(error_groups.c.id > at)
         rows = work.connection.execute(groups.order_by(error_groups.c.id).limit(GROUPS_AT_ONCE)).all()
         if not rows:
@@ -69,7 +69,7 @@ def old_totals(work: Work) -> Done:
     """Counts per hour."""
     first = select(func.min(hourly_totals.c.hour)).where(hourly_totals.c.hour < work.now - TOTALS_AGE)
     removed = 0
-    while work.has_time:
+    while work.has_time():
         hour = work.connection.execute(first).scalar()
         if hour is None:
             return removed, None
@@ -90,7 +90,7 @@ def is_last_alert() -> ColumnElement[bool]:
 def old_alerts(work: Work) -> Done:
     """Alerts with their deliveries."""
     removed, at = 0, work.at
-    while work.has_time:
+    while work.has_time():
         columns = alerts.c
         query = select(columns.created_at, columns.id, is_last_alert().label("needed")).where(
             columns.created_at < work.history

@@ -34,7 +34,7 @@ def by_hours(work: Work) -> Done:
     """Errors beyond those that are kept of a group and hour, once the hour is over."""
     at: _Hours = work.at or _hours_to_look_at(work.connection, work.policy, work.now)
     removed = 0
-    while work.has_time:
+    while work.has_time():
         if at.crowded:
             more, is_done = _thin_out(work, *at.crowded[0])
             removed += more
@@ -130,7 +130,7 @@ def _thin_out(work: Work, group_id: str, hour: datetime) -> tuple[int, bool]:
         for error_id, count in sorted(counts.items()):
             _add_to(work.connection, error_id, count)
         removed += remove(work.connection, [row.id for row in rows])
-        if len(rows) < work.pace.rows or not work.has_time:
+        if len(rows) < work.pace.rows or not work.has_time():
             return removed, len(rows) < work.pace.rows
 
 

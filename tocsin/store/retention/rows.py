@@ -60,7 +60,7 @@ def too_old(now: datetime, policy: Policy) -> tuple[ColumnElement[bool], ...]:
 
 def _oldest_while_time(work: Work, query: Select[Any]) -> Done:
     removed, at = remove_oldest(work, query, work.at)
-    while at is not None and work.has_time:
+    while at is not None and work.has_time():
         more, at = remove_oldest(work, query, at)
         removed += more
     return removed, at

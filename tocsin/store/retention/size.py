@@ -109,7 +109,7 @@ def by_size(work: Work) -> Done:
         if place is None:
             return removed, None
         at = _Shrinking(place, at.rows - more, is_begun=True)
-        if not work.has_time:
+        if not work.has_time():
             return removed, at
 
 
