@@ -855,7 +855,7 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
         "--days",
         type=_whole(1, 36_500),
         metavar="N",
-        help="remove errors older than N days (default: TOCSIN_RETENTION_DAYS); what came in within the last hour stays",
+        help="remove errors older than N days (default: TOCSIN_RETENTION_DAYS); the last hour's stay",
     )
     one.add_argument("--dry-run", action="store_true", help="only count what would go")
     one.add_argument(
