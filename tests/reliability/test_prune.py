@@ -60,20 +60,20 @@ class Figures:
     before: list[float] = field(default_factory=list)
     during: list[float] = field(default_factory=list)
 
-    @property
-    def p99s(self) -> tuple[float, float]:
-        return quantiles(self.before, n=100)[98], quantiles(self.during, n=100)[98]
+    def at(self, percent: int) -> tuple[float, float]:
+        """The time within which so many percent are done, without and with a run beside."""
+        return quantiles(self.before, n=100)[percent - 1], quantiles(self.during, n=100)[percent - 1]
 
     def __str__(self) -> str:
-        before, during = self.p99s
+        shown = (f"p{percent} {'{:.2f} ms before, {:.2f}'.format(*self.at(percent))}" for percent in (50, 99))
         return (
-            f"{self.what}: p99 {before:.2f} ms before, {during:.2f} ms beside the run ({during / before:.2f} x);"
+            f"{self.what}: {'; '.join(shown)} ms beside the run;"
             f" longest {max(self.before):.1f} and {max(self.during):.1f} ms"
         )
 
 
 def _fill(store: Store, rows: int) -> None:
-    """Rows older than the retention, of about 1.5 kB each, as a service leaves them."""
+    """Rows older than the retention, with a stack of 2 kB each, of which PostgreSQL keeps a quarter."""
     seconds = 30 * 86_400
     first = clock.now() - timedelta(days=61)
     values = {"stack": "a line of a stack, and another\n" * 40}
@@ -224,7 +224,10 @@ def test_nothing_is_lost_while_the_table_is_pruned(database_url: str, tmp_path: 
 @pytest.mark.gate
 def test_a_million_rows_are_pruned_beside_a_storm(database_url: str, tmp_path: Path) -> None:
     """The capture of a service takes as long as without it."""
-    capture, _ = _prune_in_a_storm(tmp_path, database_url, 1_000_000, quiet_s=30)
+    capture, writer = _prune_in_a_storm(tmp_path, database_url, 1_000_000, quiet_s=10)
 
-    before, during = capture.p99s
-    assert during < 2 * before + 0.5
+    # What shares the machine with this test moves both; what waited for a transaction would take 20 ms and more.
+    for percent, margin_ms in ((50, 0.2), (99, 5)):
+        before, during = capture.at(percent)
+        assert during < 2 * before + margin_ms
+    assert writer.at(99)[1] < 1_000
