@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-_PARAMETERS = {-8: 2, -3: 768 * 1024, -1: 3 * 2**20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+_PARAMETERS = {-8: 2, -3: 256 * 1024, -1: 3 * 2**20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 _EVERY_S = 1.0
 
 

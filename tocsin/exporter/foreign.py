@@ -42,7 +42,7 @@ TEXT_LIMIT: Final = 16 * 1024
 ATTRIBUTES_LIMIT: Final = 64 * 1024
 """Characters kept of all attributes of one error together."""
 
-STACKS_LIMIT: Final = 8 * 2**20
+STACKS_LIMIT: Final = 3 * 2**20
 """Characters of stacks that are kept ready."""
 
 ERROR_NUMBER: Final = 17

@@ -18,7 +18,7 @@ from tocsin.exporter.records import Span
 
 MOST_TRACES: Final = 4_000
 MOST_OF_A_TRACE: Final = 20
-MOST_BYTES: Final = 8 * 2**20
+MOST_BYTES: Final = 3 * 2**20
 """What all traces may weigh together: a request's texts are whatever somebody asked for."""
 
 AGE_NS: Final = 120 * 1_000_000_000

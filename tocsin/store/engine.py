@@ -105,7 +105,12 @@ class SqliteStore:
         self.path = Path(path[1:] if path.startswith("/") else path)
         self._engine = sqlalchemy.create_engine(
             sqlalchemy.URL.create("sqlite", database=str(self.path)),
-            connect_args={"isolation_level": None, "timeout": patience_s, "check_same_thread": False},
+            connect_args={
+                "isolation_level": None,
+                "timeout": patience_s,
+                "check_same_thread": False,
+                "cached_statements": 24,
+            },
             pool_size=CONNECTIONS,
             json_deserializer=_read_json,
         ).execution_options(schema_translate_map={SCHEMA: None})
@@ -459,6 +464,7 @@ def _read_json(value: Any) -> Any:
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA cache_size=-512")
     # SQLite's own knows A to Z only; who looks for "ошибка" means "Ошибка" too.
     connection.create_function("lower", 1, _casefold, deterministic=True)
 
