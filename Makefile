@@ -35,7 +35,7 @@ bench: .venv/.dev ## what capturing costs, and how long from raise to message
 	$(BIN)/python -m benchmarks $(ARGS)
 
 gate: lint types test ## everything, the long tests too
-	$(BIN)/python -m pytest -m gate $(ARGS)
+	$(BIN)/python -m pytest -m gate -n 2 $(ARGS)
 
 # What is installed, and when it was: the stamps lie inside .venv, so they go with it.
 
