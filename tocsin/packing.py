@@ -19,6 +19,18 @@ _DEFLATED = "zlib:"
 _MOST_BYTES = 2**20
 
 
+def shown(frame: Frame) -> dict[str, Any]:
+    """A frame in the form in which capture writes it."""
+    return {
+        "module": frame.module,
+        "function": frame.function,
+        "file": frame.file,
+        "line": frame.line,
+        "text": frame.text,
+        "in_app": frame.in_app,
+    }
+
+
 def pack(frames: Iterable[Frame]) -> str:
     """Frames as one text of ASCII; what parts them is taken out of their names."""
     lines = "\n".join(

@@ -255,7 +255,9 @@ def _error(
         # Another machine's paths are not ours to read.
         context[semconv.FRAMES] = stored if is_foreign else with_source(stored)
     elif trace.frames:
-        context[semconv.FRAMES] = trace.packed if is_foreign else with_source([_shown(one) for one in trace.frames])
+        context[semconv.FRAMES] = (
+            trace.packed if is_foreign else with_source([packing.shown(one) for one in trace.frames])
+        )
 
     return ErrorRecord(
         id=_id_from_outside(content["id"]) if is_foreign else str(content["id"]),
@@ -366,17 +368,6 @@ def _trace_of(stored: list[dict[str, Any]]) -> _Trace:
 
 
 _NO_TRACE = _Trace([], (), "", "", None, None)
-
-
-def _shown(frame: Frame) -> dict[str, Any]:
-    return {
-        "module": frame.module,
-        "function": frame.function,
-        "file": frame.file,
-        "line": frame.line,
-        "text": frame.text,
-        "in_app": frame.in_app,
-    }
 
 
 def _instance(content: Mapping[str, Any], source: Source, behind: timedelta) -> Instance:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tocsin import semconv
+from tocsin import packing, semconv
 from tocsin.exporter import frames
 from tocsin.exporter.scrub import scrub_text
-from tocsin.model import Frame
 from tocsin.text import MESSAGE_LIMIT, STACK_LIMIT
 
 
@@ -21,7 +20,7 @@ def frames_of(context: Mapping[str, Any], stack: str | None) -> list[dict[str, A
     if semconv.FRAMES in context:
         found = context[semconv.FRAMES]
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-    return [_shown(one) for one in frames.parse(scrub_text(_cut(stack)))] if stack else []
+    return [packing.shown(one) for one in frames.parse(scrub_text(_cut(stack)))] if stack else []
 
 
 def message_of(message: str) -> str:
@@ -32,14 +31,3 @@ def message_of(message: str) -> str:
 def _cut(stack: str) -> str:
     half = STACK_LIMIT // 2
     return stack if len(stack) <= STACK_LIMIT else f"{stack[:half]}\n…\n{stack[-half:]}"
-
-
-def _shown(frame: Frame) -> dict[str, Any]:
-    return {
-        "module": frame.module,
-        "function": frame.function,
-        "file": frame.file,
-        "line": frame.line,
-        "text": frame.text,
-        "in_app": frame.in_app,
-    }
