@@ -336,6 +336,9 @@ class Settings:
     categories: tuple[tuple[str, str, str], ...] = _setting(
         (), _categories, "own categories: billing=module:shop.billing,stripe=host:api.stripe.com"
     )
+    shutdown_timeout_s: float = _setting(
+        30.0, _number(0, 3600, "seconds"), "how long a stop waits for requests under way, seconds"
+    )
     traces: bool = _setting(False, _switch, "add the OpenTelemetry ASGI instrumentation")
 
     token: str | None = _setting(None, _text, "token with full access", secret=True)

@@ -33,13 +33,16 @@ from typing import Any, Final
 
 from tocsin import clock
 from tocsin.contained import contained, note
+from tocsin.exporter import life
+from tocsin.exporter.life import LastWords, Life, State, last_words
 
 VERSION: Final = 1
 SEGMENT_BYTES: Final = 8 * 2**20
 LINE_BYTES: Final = 256 * 2**10
 SLOTS: Final = 1024
 
-# The .live file: 64-bit cells (magic, lost, then a count and a flushed count per slot), then the ids.
+# The .live file: 64-bit cells (magic, lost, six of the process's life, then a count and a flushed count per
+# slot), then the ids.
 _MAGIC: Final = int.from_bytes(b"tocsin1\0", "little")
 _LOST: Final = 1
 _COUNTS: Final = 8
@@ -184,6 +187,11 @@ class Spool:
         return anything
 
     @property
+    def life(self) -> Life:
+        """What this process says of itself to who comes after it."""
+        return self._live.life
+
+    @property
     def lost(self) -> int:
         """How many errors could not be written since this process started."""
         return self._live.lost
@@ -225,6 +233,7 @@ class Spool:
         self._close()
         for path in paths:
             _delete(path)
+        self.life.set_state(State.ENDED)
         self._live.close(remove=everything_stored)
         _held.discard(self.stem)
 
@@ -312,6 +321,7 @@ class _Live:
         self._cells = self._view[:_IDS].cast("Q")
         self._cells[0] = _MAGIC
         self.lose = _ticker(self._cells, _LOST)
+        self.life = Life(self._cells)
         self.counters: dict[int, Counter] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
 
@@ -465,11 +475,16 @@ class Orphan:
     folder: Path
     stem: str
     lost: int  # errors that it could only count
+    words: LastWords | None  # None where it has left none
     _fd: int
 
     def segments(self) -> list[Path]:
         """Its segments, oldest first."""
         return _segments_of(self.folder, self.stem)
+
+    def note_told(self) -> None:
+        """Its end is recorded: nobody else shall do it again."""
+        os.pwrite(self._fd, State.TOLD.to_bytes(8, "little"), 8 * life.STATE)
 
     def release(self, *, everything_stored: bool) -> None:
         """Delete the files when all of it is stored, else leave them for later."""
@@ -523,7 +538,7 @@ def _lock(path: Path) -> Orphan | None:
             path.unlink()  # made just above, for a process that was just leaving
             raise BlockingIOError
         lost = int.from_bytes(os.pread(fd, 8, 8 * _LOST), "little")
-        orphan = Orphan(path.parent, path.stem, lost, fd)
+        orphan = Orphan(path.parent, path.stem, lost, _words_in(fd), fd)
         _append_unflushed(orphan, fd)
     except BlockingIOError:
         os.close(fd)
@@ -532,6 +547,13 @@ def _lock(path: Path) -> Orphan | None:
         os.close(fd)
         raise
     return orphan
+
+
+def _words_in(fd: int) -> LastWords | None:
+    head = os.pread(fd, 8 * _COUNTS, 0)
+    if len(head) < 8 * _COUNTS or int.from_bytes(head[:8], "little") != _MAGIC:
+        return None
+    return last_words(memoryview(head).cast("Q"))
 
 
 def _append_unflushed(orphan: Orphan, fd: int) -> None:

@@ -1,0 +1,95 @@
+"""
+What a process says of its own life in the head of its ``.live`` file, which outlives it.
+
+Each fact is one 64-bit cell of mapped memory: written by one store, from a signal handler too, and read by
+whoever comes after, also when the process was killed in the middle of it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+ACTIVE: Final = 2
+MEMORY: Final = 3
+SEEN: Final = 4
+STOPPING: Final = 5
+STATE: Final = 6
+WATCHER: Final = 7
+"""The cells, each named for what stands in it; see `Life`."""
+
+_CODE_SHIFT: Final = 8
+
+
+class State(enum.IntEnum):
+    """How far a process has got with its life."""
+
+    UNMARKED = 0  # nothing can be told of its end: a forked helper, or an earlier version
+    ALIVE = 1  #    an end without a further word is a death
+    ENDED = 2  #    it has ended in order, or is about to
+    LEFT = 3  #     by `os._exit`, with the exit code beside the state
+    TOLD = 4  #     its end is recorded
+
+
+@dataclass(frozen=True, slots=True)
+class LastWords:
+    """What a process has left in its cells; times in nanoseconds of the epoch, 0 for never."""
+
+    active_requests: int
+    memory_bytes: int  # resident set when it was looked at last
+    seen_ns: int  #      when that was
+    stopping_ns: int  #  since when it was asked to stop
+    state: State
+    exit_code: int  #    of `os._exit`
+    watcher_pid: int  #  the parent that sees its end, 0 without one
+
+
+class Life:
+    """The cells of this process: plain memory to write to, for as long as it lives."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self, cells: memoryview[int]) -> None:
+        self._cells = cells
+
+    def set_active(self, requests: int) -> None:
+        """How many requests are under way."""
+        self._cells[ACTIVE] = requests
+
+    def note_memory(self, memory_bytes: int, now_ns: int) -> None:
+        """The resident set in bytes, and so that the process lives."""
+        self._cells[MEMORY] = memory_bytes
+        self._cells[SEEN] = now_ns
+
+    def note_stopping(self, now_ns: int) -> None:
+        """Somebody has asked for the end; the first time counts."""
+        if not self._cells[STOPPING]:
+            self._cells[STOPPING] = now_ns
+
+    def set_state(self, state: State, exit_code: int = 0) -> None:
+        """How far it has got; `exit_code` with `State.LEFT`."""
+        self._cells[STATE] = state | (exit_code & 0xFF) << _CODE_SHIFT
+
+    def set_watcher(self, pid: int) -> None:
+        """The parent that will tell how this process ended."""
+        self._cells[WATCHER] = pid
+
+    def read(self) -> LastWords:
+        """What stands there now."""
+        return last_words(self._cells)
+
+
+def last_words(cells: memoryview[int]) -> LastWords:
+    """What a process, dead or alive, has written; a state of a later version counts as unmarked."""
+    state = cells[STATE]
+    known = state & 0xFF
+    return LastWords(
+        active_requests=cells[ACTIVE],
+        memory_bytes=cells[MEMORY],
+        seen_ns=cells[SEEN],
+        stopping_ns=cells[STOPPING],
+        state=State(known) if known in State._value2member_map_ else State.UNMARKED,
+        exit_code=state >> _CODE_SHIFT & 0xFF,
+        watcher_pid=cells[WATCHER],
+    )
