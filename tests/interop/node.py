@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-from tests.postgres import missing_part
+from tests.npm import installed
 from tests.waiting import eventually
 
 HERE = Path(__file__).parent
@@ -34,27 +29,6 @@ PACKAGES = {
 }
 
 _STARTS_S = 40
-
-
-def node_modules() -> Path:
-    """The folder with the packages, installed once for this virtual environment; skips where there is no npm."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        missing_part("Node with npm")
-    content = json.dumps({"private": True, "dependencies": PACKAGES}, sort_keys=True)
-    folder = Path(sys.prefix) / "share" / f"node-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)  # one test installs, the others wait for it
-        if not (folder / "complete").exists():
-            (folder / "package.json").write_text(content)
-            options = ("--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-            done = subprocess.run(
-                ["npm", "install", *options], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-            )
-            if done.returncode:
-                missing_part(f"what npm should install ({done.stderr[-300:]})")
-            (folder / "complete").touch()
-    return folder / "node_modules"
 
 
 class NodeShop:
@@ -100,7 +74,7 @@ def node_shop(
         requires: what Node loads first.
         before: words before ``node``: a program that runs it.
     """
-    modules = node_modules()
+    modules = installed(PACKAGES)
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOCSIN_", "OTEL_", "NODE_"))}
     settings = {
