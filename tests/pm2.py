@@ -23,14 +23,14 @@ class Pm2:
     """One daemon with its folder; `app` is what PM2 itself says of a program."""
 
     def __init__(self, program: Path, home: Path) -> None:
-        self._program = program
+        self.program = program
         self.home = home
 
     def do(self, *words: str, cwd: Path | None = None) -> str:
         """Run a command of PM2; what it printed."""
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         done = subprocess.run(
-            [str(self._program), "--no-color", *words],
+            [str(self.program), "--no-color", *words],
             env=kept | {"HOME": str(self.home), "PM2_HOME": str(self.home), "PM2_DISCRETE_MODE": "true"},
             cwd=cwd or self.home,
             capture_output=True,

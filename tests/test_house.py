@@ -53,6 +53,7 @@ TOP = {
     "remote",
     "run",
     "serve",
+    "supervisors",
     "terminal",
     "watch",
 }

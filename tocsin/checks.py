@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from tocsin import clock, install
+from tocsin import clock, install, supervisors
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.ship import Ship
 from tocsin.failures import ServerRefuses, StoreAway, TocsinError
@@ -127,6 +127,7 @@ _SILENCE = {
     "webhook": "see whether a firewall swallows what goes to it, and whether TOCSIN_WEBHOOK_URL is right",
     "spool": "put TOCSIN_SPOOL_DIR on a local disk",
     "waiting": "see what is said of the database",
+    "supervisor": "ask PM2 or systemd how it is",
 }
 _MEND = {
     "server": "start `tocsin serve` there, or put TOCSIN_ENDPOINT right",
@@ -136,6 +137,7 @@ _MEND = {
     "webhook": "start what answers there, or put TOCSIN_WEBHOOK_URL right",
     "spool": "set TOCSIN_SPOOL_DIR to a folder on a local disk that this user may write to",
     "waiting": "see what is said of the spool",
+    "supervisor": "see docs/deploy.md for the times that a stop needs",
 }
 
 
@@ -495,6 +497,34 @@ def _span(age: timedelta) -> str:
     return "a moment"
 
 
+# Who stops services.
+
+
+def check_supervisor(settings: Settings) -> list[Finding]:
+    """Whether PM2 and systemd leave what they keep alive the time to stop, and what a container's word for it is."""
+    wait_s = settings.shutdown_timeout_s
+    findings = [_stop_time(kept) for kept in supervisors.kept_here(wait_s)]
+    needs_s = wait_s + supervisors.MARGIN_S
+    if supervisors.is_container():
+        what = f"in a container; give it `stop_grace_period: {needs_s:.0f}s`, or `docker stop --time {needs_s:.0f}`"
+        findings.append(Finding("supervisor", "off", what))
+    if findings:
+        return findings
+    names = f"kill_timeout: {needs_s * 1000:.0f} (PM2), TimeoutStopSec={needs_s:.0f} (systemd)"
+    return [Finding("supervisor", "off", f"none is seen that keeps a program under tocsin; a stop needs {names}")]
+
+
+def _stop_time(kept: supervisors.Kept) -> Finding:
+    who = f"{kept.by} {kept.name}"
+    if not kept.is_long_enough:
+        what = f"{who} is killed {kept.stop_s:g} s after it was asked to stop, in the middle of its requests"
+        return Finding("supervisor", "FAIL", what, f"set {kept.setting}")
+    if kept.memory_limit:
+        what = f"{who} has max_memory_restart, by which PM2 sees the memory of tocsin alone"
+        return Finding("supervisor", "FAIL", what, "take it out, and use `tocsin run --max-memory 300M -- …`")
+    return Finding("supervisor", "ok", f"{who} has {kept.stop_s:g} s to stop")
+
+
 CHECKS: dict[str, Check] = {
     "database": check_database,
     "telegram": check_telegram,
@@ -502,11 +532,12 @@ CHECKS: dict[str, Check] = {
     "webhook": check_webhook,
     "spool": check_spool,
     "waiting": check_waiting,
+    "supervisor": check_supervisor,
 }
 
 
 def _checks_for(settings: Settings) -> dict[str, Check]:
     """All of them, and the server that errors go to; where only that is set, the rest is the server's own affair."""
     if is_meant(settings):
-        return {"server": check_server, "spool": check_spool, "waiting": check_waiting}
+        return {"server": check_server} | {name: CHECKS[name] for name in ("spool", "waiting", "supervisor")}
     return {"server": check_server, **CHECKS} if settings.endpoint else CHECKS
