@@ -24,6 +24,7 @@ GROUND = {
     "lifecycle",
     "model",
     "packing",
+    "requests",
     "semconv",
     "settings",
     "spans",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import sys
 import tempfile
@@ -11,15 +12,18 @@ from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tocsin import clock
+from tocsin import clock, requests
 from tocsin.contained import contained, own_threads
 from tocsin.exporter import scrub, spool
 from tocsin.exporter.drain import Drain
+from tocsin.exporter.life import State
 from tocsin.ids import uuid7
-from tocsin.instrumentation import asgi, context, hooks, imports, logs, stacks, state
+from tocsin.instrumentation import asgi, context, ends, hooks, imports, logs, stacks, state
 from tocsin.instrumentation.capture import Capture, resource
+from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.settings import Settings, git_release, service_name
 
@@ -62,6 +66,7 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
     """Store what is left, within a bound, and put back every hook; what is not stored waits in the spool."""
     with contained("shutdown"), _lock:
         _stop(timeout_s)
+        ends.uninstall()
         hooks.uninstall()
         logs.uninstall()
         context.uninstall()
@@ -82,14 +87,17 @@ def _start(settings: Settings) -> None:
     if not settings.service or not settings.release:
         settings = settings.with_names(service_name(sys.orig_argv), git_release())
     state.settings = settings
-    state.current = _open(settings)
+    ends.take_watcher()
+    state.current = _open(settings, State.ALIVE)
     if state.current is None:
         return
     _started = asked
+    ends.install()
     hooks.install()
     logs.install()
     context.install()
     asgi.install()
+    after_import("gunicorn.workers.base", _patch_gunicorn)
     if settings.traces:
         _provide_traces()
     register_at_exit()
@@ -104,16 +112,24 @@ def register_at_exit() -> None:
         os.register_at_fork(after_in_child=_after_fork)
 
 
-def _open(settings: Settings) -> Capture | None:
-    """A spool and a drain of this process."""
+def _open(settings: Settings, first: State) -> Capture | None:
+    """A spool and a drain of this process, which says of its life what it has come to."""
+    instance_id = ends.watched_by.get(ends.INSTANCE) or uuid7()
     header = {
-        "resource": resource(settings.service, settings.environment, settings.release, uuid7()),
+        "resource": resource(settings.service, settings.environment, settings.release, instance_id),
         "started_ns": clock.now_ns(),
     }
     own = open_spool(settings, header)
     if own is None:
         return None
-    drain = Drain(settings, own, own.folder, _say_stored)
+    own.life.set_watcher(ends.watcher_pid())
+    own.life.set_state(first)
+
+    def keep_count() -> None:  # again and again: two threads may have written it in the wrong order
+        requests.tell_to(own.life.set_active)
+
+    keep_count()
+    drain = Drain(settings, own, own.folder, _say_stored, chores=(keep_count,))
     drain.start()
     return Capture(own, drain)
 
@@ -134,6 +150,7 @@ def _stop(timeout_s: float) -> None:
     global _started
     capture, state.current, _started = state.current, None, None
     if capture is not None:
+        requests.tell_to(None)
         capture.close(timeout_s)
 
 
@@ -147,11 +164,41 @@ def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()  # another thread of the parent may have held it
     own_threads.clear()
+    ends.watched_by.clear()
+    requests.begin_anew()
     inherited = state.current
     if isinstance(inherited, Capture):
         inherited.spool.abandon()
     if isinstance(inherited, Capture | _Unborn):  # one that another thread was about to replace stays so for ever
         state.current = _Unborn()
+
+
+def live_on() -> None:
+    """
+    Say in a forked child that it lives a life of its own: a worker, which serves and whose end means something.
+
+    Of another forked child nobody knows what its end means: `multiprocessing` ends its own by `os._exit`.
+    """
+    stand_in = state.current
+    capture = _born(stand_in) if isinstance(stand_in, _Unborn) else stand_in
+    if isinstance(capture, Capture):
+        capture.spool.life.set_state(State.ALIVE)
+
+
+def _patch_gunicorn(module: ModuleType) -> None:
+    """Its workers are forked, and are born before they load the application."""
+    original = module.Worker.init_process
+    if getattr(original, "_tocsin", False):
+        return
+
+    @functools.wraps(original)
+    def init_process(self: Any) -> None:
+        with contained("starting anew in a worker"):
+            live_on()
+        original(self)
+
+    init_process._tocsin = True  # type: ignore[attr-defined]
+    module.Worker.init_process = init_process
 
 
 class _Unborn:
@@ -202,7 +249,7 @@ def _born(stand_in: _Unborn) -> Capture | None:
 
 def _give_birth(stand_in: _Unborn, settings: Settings) -> None:
     try:
-        state.current = capture = _open(settings)
+        state.current = capture = _open(settings, State.UNMARKED)
         while capture is not None and stand_in.waiting:
             capture.see(stand_in.waiting.popleft())
     finally:

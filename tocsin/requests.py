@@ -1,0 +1,86 @@
+"""
+The requests that this process is answering just now, and whether it takes new ones.
+
+One table for the whole process: who watches requests enters them, who stops waits for them, health counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+MOST: Final = 10_000
+"""How many are told apart; more at once are answered all the same."""
+
+RETRY_AFTER_S: Final = 5
+"""When a client that is refused may come again: somebody else will answer by then."""
+
+ENTERED: Final = "tocsin.entered"
+"""Stands in a request that is in the table, so that no inner layer enters it again."""
+
+
+class UnderWay(NamedTuple):
+    """One request that is being answered."""
+
+    request: Any  #   the ASGI scope, or the WSGI environ
+    began: float  #   monotonic
+    work: object  #   the coroutine that answers it, or the number of its thread
+
+
+under_way: dict[int, UnderWay] = {}
+is_stopping = False
+"""Whether the server in this process has been asked to stop: new requests are refused."""
+
+
+def _to_nobody(count: int) -> None:
+    """Where nobody keeps the number."""
+
+
+_tell: Callable[[int], None] = _to_nobody
+
+
+def entered(request: Any, work: object = None, _new: Callable[..., UnderWay] = UnderWay._make) -> None:
+    """
+    A request is being answered from now on, until `left`.
+
+    Args:
+        request: the scope or environ: the object itself is its key.
+        work: the coroutine or the thread (`threading.get_ident()`) that answers it; its stack is told where
+            the request outlives a stop.
+    """
+    if len(under_way) < MOST:
+        under_way[id(request)] = _new((request, monotonic(), work))
+    _tell(len(under_way))
+
+
+def left(request: Any) -> None:
+    """It is answered; also one that was never entered."""
+    under_way.pop(id(request), None)
+    _tell(len(under_way))
+
+
+def active() -> int:
+    """How many are under way."""
+    return len(under_way)
+
+
+def stop() -> None:
+    """Refuse new requests from now on; safe from a signal handler."""
+    global is_stopping
+    is_stopping = True
+
+
+def tell_to(tell: Callable[[int], None] | None) -> None:
+    """Have the number kept by somebody as it changes, and know it now; None for nobody."""
+    global _tell
+    _tell = tell or _to_nobody
+    _tell(len(under_way))
+
+
+def begin_anew() -> None:
+    """In a forked process: the requests, and the stop, are its parent's."""
+    global is_stopping
+    under_way.clear()
+    is_stopping = False
+    tell_to(None)
