@@ -20,6 +20,10 @@ WATCHER: Final = 7
 """The cells, each named for what stands in it; see `Life`."""
 
 _CODE_SHIFT: Final = 8
+_MOST_REQUESTS: Final = 2**31
+_MOST_BYTES: Final = 2**53
+_LAST_NS: Final = 2**62  # in the year 2116
+_MOST_PID: Final = 2**31
 
 
 class State(enum.IntEnum):
@@ -81,15 +85,25 @@ class Life:
 
 
 def last_words(cells: memoryview[int]) -> LastWords:
-    """What a process, dead or alive, has written; a state of a later version counts as unmarked."""
+    """
+    What a process, dead or alive, has written.
+
+    It was a file on a disk: figures that cannot be count as not known, a state of a later version or one
+    that nobody writes as unmarked, so that nothing is told of it.
+    """
     state = cells[STATE]
     known = state & 0xFF
+    is_known = known in State._value2member_map_ and state >> 2 * _CODE_SHIFT == 0
     return LastWords(
-        active_requests=cells[ACTIVE],
-        memory_bytes=cells[MEMORY],
-        seen_ns=cells[SEEN],
-        stopping_ns=cells[STOPPING],
-        state=State(known) if known in State._value2member_map_ else State.UNMARKED,
+        active_requests=_below(cells[ACTIVE], _MOST_REQUESTS),
+        memory_bytes=_below(cells[MEMORY], _MOST_BYTES),
+        seen_ns=_below(cells[SEEN], _LAST_NS),
+        stopping_ns=_below(cells[STOPPING], _LAST_NS),
+        state=State(known) if is_known else State.UNMARKED,
         exit_code=state >> _CODE_SHIFT & 0xFF,
-        watcher_pid=cells[WATCHER],
+        watcher_pid=_below(cells[WATCHER], _MOST_PID),
     )
+
+
+def _below(value: int, most: int) -> int:
+    return value if value < most else 0
