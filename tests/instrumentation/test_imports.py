@@ -45,6 +45,20 @@ def test_it_runs_at_once_for_what_is_imported(module: str) -> None:
     assert seen == [found]
 
 
+def test_the_same_function_waits_once(module: str) -> None:
+    """However often tocsin is started: a lambda is another object each time."""
+    seen: list[str] = []
+
+    def install(word: str) -> None:
+        imports.after_import(module, lambda module: seen.append(word))
+
+    for word in ("a", "b", "a", "b"):
+        install(word)
+    importlib.import_module(module)
+
+    assert seen == ["a", "b"]
+
+
 def test_all_who_wait_are_called_and_a_failing_one_hurts_nobody(module: str) -> None:
     seen: list[str] = []
 

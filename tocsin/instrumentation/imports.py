@@ -16,15 +16,30 @@ _waiting: dict[str, list[Callable[[ModuleType], None]]] = {}
 
 
 def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
-    """Call `then` with the module: now where it is imported already, else right after its import."""
+    """
+    Call `then` with the module: now where it is imported already, else right after its import.
+
+    The same function waits once, however often it is given, so that starting anew leaves nothing behind.
+    """
     module = sys.modules.get(name)
     if module is not None:
         with contained(f"patching {name}"):
             then(module)
         return
-    _waiting.setdefault(name, []).append(then)
+    waiting = _waiting.setdefault(name, [])
+    if _identity(then) not in map(_identity, waiting):
+        waiting.append(then)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def _identity(then: Callable[[ModuleType], None]) -> object:
+    """A function that is written within another is made anew at each call, and is the same by what it is made of."""
+    code = getattr(then, "__code__", None)
+    if code is None:
+        return then
+    cells = getattr(then, "__closure__", None) or ()
+    return code, [id(cell.cell_contents) for cell in cells], getattr(then, "__defaults__", None)
 
 
 def forget() -> None:
