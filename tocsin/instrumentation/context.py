@@ -14,23 +14,28 @@ from types import TracebackType
 from typing import Any, Final
 
 from tocsin import semconv
-from tocsin.exporter.raw import attributes_of
+from tocsin.exporter.fingerprint import template
+from tocsin.exporter.raw import attributes_of, traceback_of
 from tocsin.exporter.scrub import scrub_query, scrub_text, scrub_url, scrub_value
 from tocsin.text import clean
 
 Scope = MutableMapping[str, Any]
 
 current_scope: ContextVar[Scope | None] = ContextVar("tocsin_scope", default=None)
-"""The ASGI scope of the request under way: all that the good path pays for."""
+"""The ASGI scope or the WSGI environ of the request under way: all that the good path pays for."""
 
 current_facts: ContextVar[Mapping[str, Any] | None] = ContextVar("tocsin_facts", default=None)
 """What the user's code says by `context`, joined."""
 
 _ON_EXCEPTION: Final = "__tocsin_context__"
 _TRACE: Final = "tocsin.trace"
+_WSGI: Final = "wsgi.version"
 _OUTER: Final = "tocsin.outer"
 SEEN: Final = "tocsin.seen"
 """Stands in the scope of a request in which an error was seen that tells of its failure."""
+
+ROUTE: Final = "tocsin.route"
+"""Stands there too: the route's template, where a framework keeps it elsewhere."""
 
 HEADERS: Final = {
     b"host",
@@ -119,6 +124,8 @@ def facts_of(exc: BaseException | None) -> dict[str, Any]:
 
 def request_attributes(scope: Scope, status: int | None) -> dict[str, Any]:
     """A request as OpenTelemetry's HTTP attributes; worked out only when something failed in it."""
+    if is_wsgi(scope):
+        scope = _as_asgi(scope)
     found: dict[str, Any] = {}
     if scope.get("type") == "http":
         found[semconv.HTTP_METHOD] = clean(str(scope.get("method", "")), 20)
@@ -150,8 +157,55 @@ def _path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(root) else path
 
 
+def is_wsgi(scope: Scope) -> bool:
+    """Whether it is a WSGI environ."""
+    return _WSGI in scope
+
+
+def _as_asgi(environ: Scope) -> Scope:
+    """
+    A WSGI environ as ASGI has a request.
+
+    Source: PEP 3333, environ variables; its texts are bytes that were read as Latin-1.
+    """
+    root, path = (
+        str(environ.get(name, "")).encode("latin-1", "replace").decode("utf-8", "replace")
+        for name in ("SCRIPT_NAME", "PATH_INFO")
+    )
+    headers = []
+    for header in HEADERS:
+        name = header.decode("latin-1").upper().replace("-", "_")
+        value = environ.get(name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}")
+        if value:
+            headers.append((header, str(value).encode("latin-1", "replace")))
+    return {
+        "type": "http",
+        "method": environ.get("REQUEST_METHOD", ""),
+        "scheme": environ.get("wsgi.url_scheme", ""),
+        "root_path": root,
+        "path": root + path,
+        "query_string": str(environ.get("QUERY_STRING", "")).encode("latin-1", "replace"),
+        "client": (environ["REMOTE_ADDR"],) if environ.get("REMOTE_ADDR") else None,
+        "headers": headers,
+        ROUTE: route_of(environ),
+    }
+
+
+def place_of(scope: Scope) -> str:
+    """Method and route; of a path without a template, which holds ids and secrets, only its shape."""
+    if is_wsgi(scope):
+        scope = _as_asgi(scope)
+    route = route_of(scope) or template(scrub_text(str(scope.get("path", ""))))
+    return f"{scope.get('method', '')} {route}"
+
+
 def route_of(scope: Scope) -> str | None:
     """The route's template; frameworks of Starlette's family leave the route that matched in the scope."""
+    if isinstance(said := scope.get(ROUTE), str):
+        return said
+    if is_wsgi(scope):  # werkzeug leaves its request there
+        rule = getattr(getattr(scope.get("werkzeug.request"), "url_rule", None), "rule", None)
+        return rule if isinstance(rule, str) else None
     route = scope.get("route")
     # FastAPI since 0.13x keeps what `include_router` adds, such as a prefix, beside the route.
     included = (scope.get("fastapi") or {}).get("effective_route_context")
@@ -222,16 +276,23 @@ def span_ids() -> tuple[str, str] | None:
 
 def _from_header(scope: Scope) -> tuple[str, str] | None:
     """Ids from the ``traceparent`` header. Source: W3C Trace Context, section 3.2."""
+    parts = _traceparent(scope).split("-")
+    if len(parts) < 4 or len(parts[1]) != 32 or len(parts[2]) != 16:
+        return None
+    try:
+        is_valid = int(parts[1], 16) and int(parts[2], 16)
+    except ValueError:
+        return None
+    return (parts[1].lower(), parts[2].lower()) if is_valid else None
+
+
+def _traceparent(scope: Scope) -> str:
+    if is_wsgi(scope):
+        return str(scope.get("HTTP_TRACEPARENT", ""))[:64]
     for name, value in scope.get("headers") or ():
         if bytes(name).lower() == b"traceparent":
-            parts = bytes(value[:64]).decode("latin-1").split("-")
-            if len(parts) >= 4 and len(parts[1]) == 32 and len(parts[2]) == 16:
-                try:
-                    is_valid = int(parts[1], 16) and int(parts[2], 16)
-                except ValueError:
-                    return None
-                return (parts[1].lower(), parts[2].lower()) if is_valid else None
-    return None
+            return bytes(value[:64]).decode("latin-1")
+    return ""
 
 
 def span_attributes() -> dict[str, Any]:
@@ -250,8 +311,11 @@ def span_attributes() -> dict[str, Any]:
 
 def where() -> dict[str, Any]:
     """The thread and the task."""
-    thread = threading.current_thread()
-    found: dict[str, Any] = {semconv.THREAD_NAME: clean(thread.name, 100), semconv.THREAD_ID: thread.ident}
+    ident = threading.get_ident()
+    # Not `current_thread`: of a thread that it does not know it makes one, under a lock that may be held here.
+    thread = threading._active.get(ident)  # type: ignore[attr-defined]
+    name = thread.name if thread is not None else "unknown"
+    found: dict[str, Any] = {semconv.THREAD_NAME: clean(str(name), 100), semconv.THREAD_ID: ident}
     try:
         task = asyncio.current_task()
     except RuntimeError:
@@ -349,6 +413,27 @@ def _run_with(
     finally:
         current_scope.reset(scope_token)
         current_facts.reset(facts_token)
+
+
+def carried_by(exc: BaseException) -> tuple[Scope | None, Mapping[str, Any] | None] | None:
+    """What a pool's job carried that an exception has left: its traceback still knows."""
+    tb = traceback_of(exc)
+    for _ in range(4):
+        if tb is None:
+            break
+        if tb.tb_frame.f_code is _run_with.__code__:
+            found: tuple[Scope | None, Mapping[str, Any] | None] = tb.tb_frame.f_locals["carried"]
+            return found
+        tb = tb.tb_next
+    return None
+
+
+def run_as(carried: tuple[Scope | None, Mapping[str, Any] | None] | None, function: Callable[[], object]) -> None:
+    """Call a function where a job was started that carried this."""
+    if carried is None:
+        function()
+    else:
+        _run_with(carried, function)
 
 
 _CARRIERS: Final[list[tuple[type, str, Callable[[Any], Any]]]] = [
