@@ -53,6 +53,8 @@ class Evidence:
     dump: str = ""  #                 what faulthandler wrote
     oom_kills: int | None = None  #   by the kernel, for want of memory, while it ran; None: not known
     stderr: bytes = b""  #            the end of it
+    has_core: bool = False  #         there is a core dump of it
+    peak_bytes: int = 0  #            the most memory that it, or one that it waited for, ever took; 0: not known
     with_machine: bool = False  #     the machine has started anew since it was alive
 
     @property
@@ -95,11 +97,12 @@ def judge(evidence: Evidence) -> Verdict:
 def _seen(evidence: Evidence, code: int) -> Verdict:
     if code == 0 or (-code if code < 0 else code - 128) in evidence.asked:
         return _in_order(evidence)
-    if evidence.is_asked and -code in _OF_SUPERVISORS:
+    number = -code if code < 0 else code - 128  # a shell says 137 for a SIGKILL
+    if evidence.is_asked and number in _OF_SUPERVISORS and not evidence.oom_kills:
         return _late(evidence)
     place = f"exit code {code}" if code > 0 else signal_name(-code)
     how = f"exited: {code}" if code > 0 else f"{'crashed' if -code in _CRASHES else 'killed'}: {place}"
-    said = f"exited with code {code}" if code > 0 else f"was killed by {place}"
+    said = said_of(code)
     if code == -signal.SIGKILL and evidence.oom_kills != 0:
         said += " (out of memory)" if evidence.oom_kills else " (out of memory?)"
     if evidence.asked:
@@ -167,7 +170,7 @@ def _line(evidence: Evidence, verdict: Verdict, severity: Severity, limit: int) 
         semconv.HANDLED: False,
         semconv.SEVERITY: str(severity),
         semconv.EXIT: True,
-        **_figures(evidence),
+        **figures(evidence),
     }
     if printed:
         attributes[semconv.EXCEPTION_STACKTRACE] = clean(printed.stack, limit)
@@ -197,7 +200,7 @@ def _line(evidence: Evidence, verdict: Verdict, severity: Severity, limit: int) 
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
-def _figures(evidence: Evidence) -> dict[str, Any]:
+def figures(evidence: Evidence) -> dict[str, Any]:
     """How it was, in figures; what is not known is left out."""
     code, words = evidence.code, evidence.words
     if code is None and words is not None and words.exit_code:
@@ -208,7 +211,9 @@ def _figures(evidence: Evidence) -> dict[str, Any]:
         semconv.PROCESS_UPTIME: _seconds(evidence.began_ns, evidence.ended_ns),
         semconv.PROCESS_EXIT_CODE: code if code is not None and code > 0 else None,
         semconv.PROCESS_EXIT_SIGNAL: crash,
+        semconv.PROCESS_CORE: evidence.has_core or None,
         semconv.PROCESS_OOM_KILLS: evidence.oom_kills,
+        semconv.PROCESS_PEAK: evidence.peak_bytes or None,
         semconv.PROCESS_STOPPING: _seconds(evidence.stop_ns, evidence.ended_ns),
     }
     if words is not None:
@@ -225,6 +230,11 @@ def _seconds(from_ns: int, to_ns: int) -> float | None:
 
 # The last words of runtimes that do not print an exception: V8, Go, Rust.
 _REASON = re.compile(r"^(?:FATAL ERROR: |panic: |thread '[^'\n]{0,200}' (?:\(\d+\) )?panicked at ).*$", re.MULTILINE)
+
+
+def said_of(code: int) -> str:
+    """``exited with code 3``, ``was killed by SIGKILL``."""
+    return f"exited with code {code}" if code > 0 else f"was killed by {signal_name(-code)}"
 
 
 def shown(command: Sequence[str]) -> str:
