@@ -1,0 +1,416 @@
+"""
+Requests of WSGI applications: one layer around each, and what Flask and Django answer before it gets there.
+
+The layer stands where the application is called: in the frameworks, so that any server has it, and in the
+servers, for applications of no framework that is known here. The inner of two sees that there is an outer one.
+Django's hooks serve its ASGI side as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any, Final
+
+from tocsin import requests
+from tocsin.contained import contained
+from tocsin.instrumentation import state
+from tocsin.instrumentation.asgi import TocsinMiddleware
+from tocsin.instrumentation.context import ROUTE, SEEN, Scope, current_scope, is_wsgi, link_scopes, place_of, root_of
+from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.state import Sighting
+from tocsin.model import Severity
+
+StartResponse = Callable[..., Any]
+App = Callable[[Scope, StartResponse], Iterable[bytes]]
+
+
+def serve(app: App, environ: Scope, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer one request, and record what goes wrong in it; what is raised passes untouched."""
+    outer = current_scope.get()
+    if outer is environ or state.current is None:
+        return app(environ, start_response)
+    if outer is not None:
+        link_scopes(environ, outer)
+    elif requests.is_stopping:
+        return _refuse(start_response)
+    answer = _Answer(environ, start_response, is_outermost=outer is None)
+    token = current_scope.set(environ)
+    try:
+        body = app(environ, answer.start)
+        if _is_made(body, environ):
+            answer.finish()
+            return body
+        answer.body = body
+    except BaseException as exc:  # what is no error is told by capture
+        answer.note(exc)
+        answer.finish()
+        raise
+    finally:
+        current_scope.reset(token)
+    return answer
+
+
+class _Answer:
+    """What an application answers one request with; its body may still be in the making."""
+
+    __slots__ = ("_environ", "_is_open", "_is_outermost", "_start", "_status", "_step", "body")
+
+    body: Iterable[bytes]
+    _step: Callable[[], bytes]
+
+    def __init__(self, environ: Scope, start: StartResponse, *, is_outermost: bool) -> None:
+        self._environ = environ
+        self._start = start
+        self._status = ""
+        self._is_open = True
+        self._is_outermost = is_outermost
+        if is_outermost:
+            requests.entered(environ, threading.get_ident())
+
+    def start(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        """The server's ``start_response``; an application that answers its own failure tells of it here."""
+        self._status = status
+        if not exc_info:
+            return self._start(status, headers)
+        self.note(exc_info[1])
+        return self._start(status, headers, exc_info)
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._step = self._within(iter, self.body).__next__
+        return self
+
+    def __next__(self) -> bytes:
+        return self._within(self._step)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """The server calls it at the end, whatever the end is."""
+        try:
+            if (close := getattr(self.body, "close", None)) is not None:
+                self._within(close)
+        finally:
+            self._within(self.finish)
+
+    def _within(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Take a step of a body in the making in its request: between the steps the thread is the server's."""
+        token = current_scope.set(self._environ)
+        try:
+            return step(*args)
+        except StopIteration:
+            raise
+        except BaseException as exc:
+            self.note(exc)
+            raise
+        finally:
+            current_scope.reset(token)
+
+    def note(self, exc: BaseException) -> None:
+        """See an exception that leaves the application."""
+        capture = state.current
+        if capture is not None:
+            tb = exc.__traceback__
+            tb = (tb and tb.tb_next) or tb  # without this layer's own frame, which tells nobody anything
+            capture.see(Sighting(exc, mechanism="wsgi", handled=False, status=self._code() or 500, tb=tb))
+
+    def finish(self) -> None:
+        """Nothing more is to come; within the request."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._is_outermost:
+            requests.left(self._environ)
+        if self._status[:1] == "5":
+            _note_status(self._environ, self._code())
+
+    def _code(self) -> int:
+        return int(self._status[:3]) if self._status[:3].isdigit() else 0
+
+
+def watching(app: App) -> App:
+    """An application with the layer around it."""
+
+    def watched(environ: Scope, start_response: StartResponse) -> Iterable[bytes]:
+        return serve(app, environ, start_response)
+
+    return watched
+
+
+def _is_made(body: object, environ: Scope) -> bool:
+    """Whether a body holds no code that is still to run, or is a file, which the server wants to see as it is."""
+    if type(body) in (list, tuple):
+        return True
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    if file_wrapper is None:
+        return False
+    return isinstance(body, file_wrapper) if isinstance(file_wrapper, type) else True  # what a function made: who knows
+
+
+def _refuse(start_response: StartResponse) -> Iterable[bytes]:
+    body = b"Service Unavailable"
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Retry-After", str(requests.RETRY_AFTER_S)),
+    ]
+    start_response("503 Service Unavailable", headers)
+    return [body]
+
+
+def _mechanism() -> str:
+    scope = current_scope.get()
+    return "asgi" if scope is not None and not is_wsgi(scope) else "wsgi"
+
+
+def _note_status(environ: Scope, status: int) -> None:
+    """A response that says the server failed, where nothing that anyone saw in the request says so."""
+    capture = state.current
+    if capture is None or root_of(environ).get(SEEN):
+        return
+    with contained("reading a request"):
+        place = place_of(environ)
+        capture.see(Sighting(f"{place} answered {status}", mechanism="wsgi", handled=False, status=status, place=place))
+
+
+def _note_handled(exc: BaseException, status: object) -> None:
+    """An exception that somebody turned into an answer."""
+    capture = state.current
+    if capture is None or not isinstance(status, int):
+        return
+    if status >= 500:
+        capture.see(Sighting(exc, mechanism=_mechanism(), handled=True, severity=Severity.HIGH, status=status))
+    elif status >= 400 and state.settings is not None and state.settings.capture_4xx:
+        capture.see(Sighting(exc, mechanism=_mechanism(), handled=True, status=status))
+
+
+def _note_unhandled(exc: BaseException | None) -> None:
+    """An exception that a framework turns into its page for errors, since nobody else had an answer."""
+    capture = state.current
+    if capture is not None and exc is not None:
+        capture.see(Sighting(exc, mechanism=_mechanism(), handled=False, status=500))
+
+
+# Where the layer is put, and the hooks of the frameworks.
+
+_UID: Final = "tocsin"
+_patches: dict[tuple[Any, str], Patch] = {}
+
+
+def install() -> None:
+    """Put layer and hooks in place, now or when servers and frameworks are imported."""
+    for name, then in _PLACES.items():
+        after_import(name, then)
+
+
+def uninstall() -> None:
+    """Put back what was found, where nobody has hooked in on top of us since."""
+    for patch in _patches.values():
+        patch.uninstall()
+    _patches.clear()
+    if (flask := sys.modules.get("flask.signals")) is not None:
+        flask.got_request_exception.disconnect(_flask_fails)
+    if (django := sys.modules.get("django.core.signals")) is not None:
+        django.got_request_exception.disconnect(dispatch_uid=_UID)
+
+
+def _patch(owner: Any, name: str, make: Callable[[Layer], Callable[..., Any]]) -> None:
+    _patches.setdefault((owner, name), Patch(owner, name, make)).install()
+
+
+def _called(layer: Layer) -> Callable[..., Any]:
+    """``__call__`` of a framework's application."""
+
+    def __call__(self: Any, environ: Scope, start_response: StartResponse) -> Iterable[bytes]:  # noqa: N807
+        if not layer.is_on:
+            return layer.before(self, environ, start_response)  # type: ignore[no-any-return]
+        return serve(functools.partial(layer.before, self), environ, start_response)
+
+    return __call__
+
+
+def _loaded(layer: Layer) -> Callable[..., Any]:
+    """``load_wsgi`` of a gunicorn worker."""
+
+    def load_wsgi(self: Any) -> None:
+        layer.before(self)
+        if layer.is_on:
+            self.wsgi = watching(self.wsgi)
+
+    return load_wsgi
+
+
+def _made(layer: Layer) -> Callable[..., Any]:
+    """``__init__`` of werkzeug's server."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        layer.before(self, *args, **kwargs)
+        if layer.is_on:
+            self.app = watching(self.app)
+
+    return __init__
+
+
+def _run(layer: Layer) -> Callable[..., Any]:
+    """``run`` of wsgiref's handler, which is also Django's own server's."""
+
+    def run(self: Any, application: App) -> Any:
+        return layer.before(self, watching(application) if layer.is_on else application)
+
+    return run
+
+
+# Flask
+
+
+def _hook_flask_signals(module: ModuleType) -> None:
+    module.got_request_exception.connect(_flask_fails)
+
+
+def _flask_fails(sender: Any, exception: BaseException, **_: Any) -> None:
+    with contained("reading what Flask reports"):
+        _note_unhandled(exception)
+
+
+def _found_handler(layer: Layer) -> Callable[..., Any]:
+    """
+    ``_find_error_handler``, through which every exception of a request goes that Flask has an answer to.
+
+    What is around it (``handle_user_exception``) raises on, and a frame of ours would stand in the traceback.
+    """
+
+    def _find_error_handler(self: Any, e: Any, *args: Any) -> Any:
+        handler = layer.before(self, e, *args)
+        if not layer.is_on:
+            return handler
+        exc = getattr(e, "original_exception", None) or e
+        if handler is not None:
+            return _watching_handler(handler, exc)
+        with contained("reading what Flask answers"):
+            _note_handled(exc, getattr(e, "code", None))  # an HTTPException is an answer itself
+        return None
+
+    return _find_error_handler
+
+
+def _watching_handler(handler: Any, exc: BaseException) -> Any:
+    if inspect.iscoroutinefunction(handler):
+
+        @functools.wraps(handler)
+        async def watching_async(error: Any) -> Any:
+            answer = await handler(error)
+            with contained("reading what Flask answers"):
+                _note_handled(exc, _status_of(answer))
+            return answer
+
+        return watching_async
+
+    @functools.wraps(handler)
+    def watching_sync(error: Any) -> Any:
+        answer = handler(error)
+        with contained("reading what Flask answers"):
+            _note_handled(exc, _status_of(answer))
+        return answer
+
+    return watching_sync
+
+
+def _status_of(answer: Any) -> object:
+    """Of what a handler in Flask returns: a response, an exception that is one, or a body with a status beside it."""
+    if isinstance(answer, tuple):
+        if len(answer) > 1 and isinstance(answer[1], int):
+            return int(answer[1])
+        answer = answer[0] if answer else None
+    return getattr(answer, "status_code", None) or getattr(answer, "code", None)
+
+
+# Django
+
+
+def _hook_django_signals(module: ModuleType) -> None:
+    module.got_request_exception.connect(_django_fails, dispatch_uid=_UID)
+
+
+def _django_fails(**_: Any) -> None:
+    with contained("reading what Django reports"):
+        _note_unhandled(sys.exc_info()[1])
+
+
+def _resolved(layer: Layer) -> Callable[..., Any]:
+    """``resolve_request``: the route is kept in the request's scope, where ours is looked for."""
+
+    def resolve_request(self: Any, request: Any) -> Any:
+        match = layer.before(self, request)
+        scope = current_scope.get()
+        if scope is not None and layer.is_on:
+            scope[ROUTE] = getattr(match, "route", None)
+        return match
+
+    return resolve_request
+
+
+def _processed(layer: Layer) -> Callable[..., Any]:
+    """``process_exception_by_middleware``: a middleware may have an answer."""
+
+    def process_exception_by_middleware(self: Any, exception: BaseException, request: Any) -> Any:
+        response = layer.before(self, exception, request)
+        if response is not None and layer.is_on:
+            with contained("reading what Django answers"):
+                _note_handled(exception, getattr(response, "status_code", None))
+        return response
+
+    return process_exception_by_middleware
+
+
+def _responded(layer: Layer) -> Callable[..., Any]:
+    """``response_for_exception``: 404 for ``Http404``, 403 for ``PermissionDenied`` and so on."""
+
+    def response_for_exception(request: Any, exc: BaseException) -> Any:
+        response = layer.before(request, exc)
+        if layer.is_on:
+            with contained("reading what Django answers"):
+                _note_handled(exc, getattr(response, "status_code", None))
+        return response
+
+    return response_for_exception
+
+
+def _called_async(layer: Layer) -> Callable[..., Any]:
+    """``__call__`` of Django's ASGI application, for servers that are not known here."""
+
+    async def __call__(self: Any, scope: Scope, receive: Any, send: Any) -> None:  # noqa: N807
+        app: Any = functools.partial(layer.before, self)
+        if layer.is_on and state.current is not None and current_scope.get() is not scope:
+            app = TocsinMiddleware(app)
+        await app(scope, receive, send)
+
+    return __call__
+
+
+_PLACES: Final[dict[str, Callable[[ModuleType], None]]] = {
+    "gunicorn.workers.sync": lambda module: _patch(module.SyncWorker, "load_wsgi", _loaded),
+    "gunicorn.workers.gthread": lambda module: _patch(module.ThreadWorker, "load_wsgi", _loaded),
+    "gunicorn.workers.base_async": lambda module: _patch(module.AsyncWorker, "load_wsgi", _loaded),
+    "wsgiref.handlers": lambda module: _patch(module.BaseHandler, "run", _run),
+    "werkzeug.serving": lambda module: _patch(module.BaseWSGIServer, "__init__", _made),
+    "flask.app": lambda module: _patch_flask(module.Flask),
+    "flask.signals": _hook_flask_signals,
+    "django.core.signals": _hook_django_signals,
+    "django.core.handlers.wsgi": lambda module: _patch(module.WSGIHandler, "__call__", _called),
+    "django.core.handlers.asgi": lambda module: _patch(module.ASGIHandler, "__call__", _called_async),
+    "django.core.handlers.base": lambda module: _patch_django(module.BaseHandler),
+    "django.core.handlers.exception": lambda module: _patch(module, "response_for_exception", _responded),
+}
+
+
+def _patch_flask(kind: Any) -> None:
+    _patch(kind, "__call__", _called)
+    _patch(kind, "_find_error_handler", _found_handler)
+
+
+def _patch_django(kind: Any) -> None:
+    _patch(kind, "resolve_request", _resolved)
+    _patch(kind, "process_exception_by_middleware", _processed)
