@@ -319,7 +319,7 @@ _NOT_ERRORS = frozenset(
 _IN_REQUEST = frozenset({"asgi", "wsgi", "starlette", "fastapi", "flask", "django", "aiohttp", "http"})
 _AT_THE_END = frozenset({"excepthook", "exit", "signal", "faulthandler", "crash"})
 # Where an exception that is not handled has left the program's hands; a span only tells that it passed.
-_LAST_SEEN = _IN_REQUEST | {"threading", "asyncio"}
+_LAST_SEEN = _IN_REQUEST | {"celery", "rq", "threading", "asyncio", "unraisable", "future", "multiprocessing"}
 
 
 def classify(evidence: Evidence, own: Sequence[tuple[str, str, str]] = ()) -> Verdict:

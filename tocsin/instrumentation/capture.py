@@ -2,8 +2,9 @@
 Capture: from a live exception to one line in the spool.
 
 The order is what keeps it cheap and harmless: recognise what was seen already, name the code place,
-ask whether this place may still write one out in full, and only then format anything. It never
-raises, takes no lock that anybody else could hold, and touches no network and no SQL.
+ask whether this place may still write one out in full, and only then format anything. It takes no lock
+that anybody else could hold, and touches no network and no SQL. Nothing comes out of it but what a
+signal handler raises in its middle, which is the program's: after the error is recorded.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ import logging
 import os
 import sys
 import threading
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Protocol
 
 from tocsin import clock, semconv
-from tocsin.contained import note, own_threads
+from tocsin.contained import is_interrupt, note, own_threads
 from tocsin.exporter import classify, scrub
-from tocsin.exporter.drain import Drain
 from tocsin.exporter.fingerprint import template
 from tocsin.exporter.raw import attributes_of, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
-from tocsin.instrumentation import context, emit, stacks
+from tocsin.instrumentation import context, crumbs, emit, stacks, state
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
 from tocsin.text import STACK_LIMIT, clean, shorten
@@ -45,14 +48,18 @@ _MARK: Final = "__tocsin__"
 _DEFERRED: Final = 10
 
 # The hooks at the very end of an exception's way, which see each exception once.
-_TERMINAL: Final = frozenset({"excepthook", "threading", "asyncio"})
+_TERMINAL: Final = frozenset({"excepthook", "threading", "asyncio", "unraisable", "future", "multiprocessing"})
 
 _UNHANDLED: Final[Mapping[str, Severity]] = {
     "excepthook": Severity.CRITICAL,
-    "asgi": Severity.HIGH,
-    "threading": Severity.HIGH,
-    "asyncio": Severity.HIGH,
+    **dict.fromkeys(
+        ("asgi", "wsgi", "celery", "rq", "threading", "asyncio", "unraisable", "future", "multiprocessing"),
+        Severity.HIGH,
+    ),
 }
+
+_RESERVE_BYTES: Final = 2**20
+_MORE_FRAMES: Final = 300
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -81,18 +88,31 @@ class _Busy(threading.local):
     def __init__(self) -> None:
         self.is_capturing = False
         self.deferred: deque[Sighting] = deque()
+        self.interrupt: BaseException | None = None  # raised when what is under way is done
+
+
+class Drainer(Protocol):
+    """Who stores what is in the spool; see `tocsin.exporter.drain.Drain`."""
+
+    def wake(self) -> None: ...
+
+    def flush(self, timeout_s: float) -> bool: ...
+
+    def finish(self, timeout_s: float) -> bool: ...
 
 
 class Capture:
     """The capturing side of this process: its spool, its drain, and what it saw lately."""
 
-    def __init__(self, spool: Spool, drain: Drain) -> None:
+    def __init__(self, spool: Spool, drain: Drainer) -> None:
         self.spool = spool
         self.drain = drain
         self._places: dict[Any, _Place] = {}
         self._all = _Place()
         self._overflow = _Place()
         self._busy = _Busy()
+        self._room = allocate_lock()  # only ever tried
+        self._reserve: bytes | None = bytes(_RESERVE_BYTES)  # given up where memory has run out
         # By trace and kind: what span and log exporters bring again later.
         self._seen: dict[tuple[str | None, str], _Known] = {}
 
@@ -110,22 +130,65 @@ class Capture:
             else:
                 busy.deferred.append(sighting)
             return sighting.error_id
+        if state.missed:
+            self._lose_missed()
         busy.is_capturing = True
         try:
-            error_id = self._see_or_lose(sighting)
-            if busy.deferred:
+            try:
+                error_id = self._see(sighting)
+            except BaseException as problem:
+                error_id = self._see_again(sighting, problem, busy)
+            while busy.deferred:
                 self._see_deferred(busy)
         finally:
             busy.is_capturing = False
+        if self._reserve is None:
+            self._keep_reserve()
+        if busy.interrupt is not None:
+            interrupt, busy.interrupt = busy.interrupt, None
+            raise interrupt
         return error_id
 
-    def _see_or_lose(self, sighting: Sighting) -> str | None:
+    def _see_again(self, sighting: Sighting, problem: BaseException, busy: _Busy) -> str | None:
+        """Once more, with what was missing: room on the stack, memory, or peace from an interrupt."""
+        kind = type(problem)
         try:
+            if issubclass(kind, RecursionError):
+                return self._see_with_room(sighting)
+            if is_interrupt(problem):
+                busy.interrupt = problem
+                return sighting.error_id if sighting.is_counted else self._see(sighting)
+            if issubclass(kind, MemoryError):
+                self._reserve = None
+                return self._see(sighting)
+        except BaseException as again:
+            if is_interrupt(again):
+                busy.interrupt = again
+            problem = again
+        note("capture", problem)
+        self.spool.lose()
+        return None
+
+    def _see_with_room(self, sighting: Sighting) -> str | None:
+        """What ran out of frames is seen where there are some more."""
+        if not self._room.acquire(blocking=False):
+            raise RecursionError("another thread has the frames that are kept for it")
+        limit = sys.getrecursionlimit()
+        try:
+            sys.setrecursionlimit(limit + _MORE_FRAMES)
             return self._see(sighting)
-        except Exception as problem:
-            note("capture", problem)
+        finally:
+            sys.setrecursionlimit(limit)
+            self._room.release()
+
+    def _keep_reserve(self) -> None:
+        with suppress(MemoryError):
+            self._reserve = bytes(_RESERVE_BYTES)  # address space alone: no page of it is touched
+
+    def _lose_missed(self) -> None:
+        missed, state.missed = state.missed, 0
+        for _ in range(missed):
             self.spool.lose()
-            return None
 
     def record(self, report: Report) -> str | None:
         """Record what someone else described; None where this process's own hooks have seen it already."""
@@ -172,7 +235,11 @@ class Capture:
         for _ in range(_DEFERRED):  # each may defer another
             if not busy.deferred:
                 break
-            self._see_or_lose(busy.deferred.popleft())
+            sighting = busy.deferred.popleft()
+            try:
+                self._see(sighting)
+            except BaseException as problem:
+                self._see_again(sighting, problem, busy)
         while busy.deferred:
             busy.deferred.popleft()
             self.spool.lose()
@@ -188,12 +255,14 @@ class Capture:
 
         if not classify.is_error(error):
             return None
+        if issubclass(type(error), MemoryError):
+            self._reserve = None
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
         carried = attributes_of(error)
         mark = carried.get(_MARK)
         if mark is not None and _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
             return self._amend(sighting, mark, carried)
-        if sighting.tb is None:
+        if type(sighting.tb) is not TracebackType:  # a log call may bring anything
             sighting.tb = traceback_of(error)
         code_key = stacks.key_of(sighting.tb)
         if code_key:
@@ -206,20 +275,23 @@ class Capture:
         return error_id
 
     def _admit_sighting(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
-        error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id)
+        error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id, sighting)
         if is_full:
+            sighting.error_id = error_id  # where it is written twice, it is stored once
             if not self._write(sighting, error_id, code_key, scope):
                 self._places[key].last_id = ""  # nothing may be counted for what is not there
         elif _is_sdk_loaded():
             self._remember(context.trace_of(scope)[0], _kind(sighting), sighting.time_ns, None)
         return error_id
 
-    def _admit(self, key: Any, time_ns: int, error_id: str | None) -> tuple[str, bool]:
+    def _admit(
+        self, key: Any, time_ns: int, error_id: str | None, sighting: Sighting | None = None
+    ) -> tuple[str, bool]:
         """The error's id, and whether to write it out in full; else its place has, and it was counted."""
         place = self._places.get(key)
         second = time_ns >> 30
         if not self._may_write(place, second):
-            return self._count(place, time_ns), False
+            return self._count(place, time_ns, sighting), False
         error_id = error_id or uuid7(time_ns)
         if place is None:
             stacks.make_room(self._places, _PLACES)
@@ -239,7 +311,7 @@ class Capture:
         every.written += 1
         return every.written <= FULL_IN_ALL_PER_SECOND
 
-    def _count(self, place: _Place | None, time_ns: int) -> str:
+    def _count(self, place: _Place | None, time_ns: int, sighting: Sighting | None) -> str:
         """Count one more of a place, or of the overflow where its place was never written out."""
         if place is None:
             place = self._overflow
@@ -256,6 +328,8 @@ class Capture:
         if counter is None:
             self.spool.lose()
             return place.last_id
+        if sighting is not None:  # before the tick, with nothing between them where an interrupt could come
+            sighting.error_id, sighting.is_counted = counter.error_id, True
         # A counter stays with the error that it was bound to for as long as the storm goes on.
         counter.tick()
         return counter.error_id
@@ -289,14 +363,21 @@ class Capture:
         line = _line(
             error_id, sighting.time_ns, _severity_number(sighting), trace, message=message, attributes=attributes
         )
-        is_written = self._append(line, frames_json, durable=sighting.mechanism == "excepthook")
+        made = {semconv.BREADCRUMBS: crumbs.as_json(sighting.time_ns)}
+        made[semconv.FRAMES] = frames_json
+        is_written = self._append(line, made, durable=sighting.mechanism == "excepthook")
+        crumbs.error(sighting.time_ns, attributes.get(semconv.EXCEPTION_TYPE) or sighting.logger or "", message)
         emit.emit(line)
         return is_written
 
-    def _append(self, line: dict[str, Any], frames_json: str | None = None, *, durable: bool = False) -> bool:
+    def _append(
+        self, line: dict[str, Any], made: Mapping[str, str | None] | None = None, *, durable: bool = False
+    ) -> bool:
+        """Append a line; attributes that are made already, as JSON, are put in as they are."""
         text = _encode(line)
-        if frames_json is not None:  # made once per place: put in as it is, at the end of the attributes
-            text = f'{text[:-2]},"{semconv.FRAMES}":{frames_json}}}}}'
+        if made:
+            more = "".join(f',"{name}":{value}' for name, value in made.items() if value is not None)
+            text = f"{text[:-2]}{more}}}}}"
         data = text.encode("utf-8") + b"\n"
         if len(data) > LINE_BYTES:
             data = _smaller(line)

@@ -131,9 +131,12 @@ class Guard:
         capture = state.current
         if exc is None or capture is None:
             return
-        seen = Sighting(exc, mechanism="protect", handled=True)
-        seen.severity, seen.category, seen.facts = self._severity, self._category, self._context
-        capture.see(seen)
+        try:
+            seen = Sighting(exc, mechanism="protect", handled=True)
+            seen.severity, seen.category, seen.facts = self._severity, self._category, self._context
+            capture.see(seen)
+        except RecursionError:  # there is no room left for even a call
+            state.missed += 1
 
     async def __aenter__(self) -> None:
         return None

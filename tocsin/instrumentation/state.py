@@ -18,7 +18,8 @@ class Sighting:
 
     Args:
         error: the exception, or a text where there is none.
-        mechanism: who saw it: asgi, logging, excepthook, threading, asyncio, track_error, protect.
+        mechanism: who saw it: asgi, logging, excepthook, threading, asyncio, unraisable, future,
+            multiprocessing, track_error, protect.
         handled: whether the program had an answer to it.
         severity, category: what the user's code says of it, if it does.
         facts: joined to the error's context.
@@ -43,6 +44,7 @@ class Sighting:
     status: int | None = None
     attributes: Mapping[str, Any] | None = None
     time_ns: int = 0  #          set when it is reported
+    is_counted: bool = False  #  it needs no line any more: it was one more of a storm
     error_id: str | None = None  # the same, where it must be known early
 
 
@@ -76,3 +78,6 @@ class Witness(Protocol):
 
 current: Witness | None = None
 settings: Settings | None = None
+
+missed = 0
+"""How many errors were seen where not even a call was possible any more; whoever sees the next one counts them lost."""

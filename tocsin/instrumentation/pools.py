@@ -1,0 +1,191 @@
+"""
+Work that others do: jobs of pools whose failure nobody ever asks for, and processes of `multiprocessing`.
+
+A job that fails is watched until somebody reads its exception: only then its future is made one of a kind
+that notices. A job that succeeds pays nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import Future
+from functools import partial
+from types import ModuleType
+from typing import Any, Final
+
+from tocsin.contained import contained
+from tocsin.instrumentation import state
+from tocsin.instrumentation.context import carried_by, run_as
+from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.state import Sighting
+
+
+def install() -> None:
+    """Watch the pools and the processes; harmless when called twice."""
+    for patch in _PATCHES:
+        patch.install()
+    after_import("multiprocessing.pool", _patch_pool)
+    after_import("multiprocessing.util", _watch_process)
+
+
+def uninstall() -> None:
+    """Put back what was found, where nobody has hooked in on top of us since."""
+    global _on_fork
+    for patch in (*_PATCHES, *_pool_patches):
+        patch.uninstall()
+    _pool_patches.clear()
+    _on_fork = None
+
+
+# Futures
+
+
+def _is_awaited(future: Future[Any]) -> bool:
+    """Whether asyncio waits for it, or has given up waiting: it tells of what is not asked for there by itself."""
+    return any(getattr(one, "__module__", None) == "asyncio.futures" for one in future._done_callbacks)  # type: ignore[attr-defined]
+
+
+class _Unread(Future[Any]):
+    """A future that has failed, until somebody looks at why."""
+
+    @property
+    def _exception(self) -> BaseException | None:
+        found: BaseException | None = vars(self).get("_exception")
+        if found is not None:
+            # It is read: from now on it is one like all others.
+            self.__class__ = Future  # type: ignore[assignment]
+        return found
+
+    @_exception.setter
+    def _exception(self, exc: BaseException | None) -> None:
+        vars(self)["_exception"] = exc
+
+    def __del__(self) -> None:
+        with contained("looking after a job that failed"):
+            exc = vars(self).get("_exception")
+            if exc is not None and _UNWANTED not in vars(self) and not _is_awaited(self):
+                _note_unread(exc, "concurrent.futures")
+
+
+_Unread.__name__ = _Unread.__qualname__ = Future.__name__
+_Unread.__module__ = Future.__module__
+_UNWANTED: Final = "_tocsin_unwanted"
+
+
+def _failing(layer: Layer) -> Any:
+    def set_exception(self: Future[Any], exception: BaseException | None) -> None:
+        if not layer.is_on or type(self) is not Future:
+            layer.before(self, exception)
+            return
+        self.__class__ = _Unread  # first: who waits for it reads it at once
+        try:
+            layer.before(self, exception)
+        except BaseException:
+            self.__class__ = Future
+            raise
+
+    return set_exception
+
+
+def _cancelling(layer: Layer) -> Any:
+    """Who wants to cancel a job does not want to hear of it, also where it is too late."""
+
+    def cancel(self: Future[Any]) -> bool:
+        is_cancelled: bool = layer.before(self)
+        if not is_cancelled and layer.is_on:
+            with contained("watching a job"):
+                vars(self)[_UNWANTED] = True
+        return is_cancelled
+
+    return cancel
+
+
+_PATCHES: Final = [Patch(Future, "set_exception", _failing), Patch(Future, "cancel", _cancelling)]
+
+
+def _note_unread(exc: object, pool: str) -> None:
+    capture = state.current
+    if capture is None or not issubclass(type(exc), BaseException):
+        return
+    assert isinstance(exc, BaseException)
+    seen = Sighting(exc, mechanism="future", handled=False, logger=pool, place=pool)
+    seen.attributes = {"log.message": "nobody has asked for the outcome of this job"}
+    run_as(carried_by(exc), lambda: capture.see(seen))
+
+
+# Pools of multiprocessing, whose results are like futures
+
+_pool_patches: list[Patch] = []
+
+
+def _patch_pool(module: ModuleType) -> None:
+    if not _pool_patches:
+        kinds = (module.ApplyResult, module.MapResult)
+        _pool_patches.extend(Patch(kind, "_set", partial(_failing_result, _unread_result(kind))) for kind in kinds)
+    for patch in _pool_patches:
+        patch.install()
+
+
+def _unread_result(kind: Any) -> Any:
+    def read(self: Any) -> Any:
+        self.__class__ = kind
+        return vars(self).get("_value")
+
+    def write(self: Any, value: Any) -> None:
+        vars(self)["_value"] = value
+
+    def finish(self: Any) -> None:
+        with contained("looking after a job that failed"):
+            if vars(self).get("_success") is False:
+                _note_unread(vars(self).get("_value"), "multiprocessing.pool")
+
+    namespace = {"__module__": kind.__module__, "_value": property(read, write), "__del__": finish}
+    return type(kind.__name__, (kind,), namespace)
+
+
+def _failing_result(unread: Any, layer: Layer) -> Any:
+    def _set(self: Any, i: Any, success_result: Any) -> None:
+        with contained("watching a job that failed"):
+            is_watched = layer.is_on and not success_result[0] and self._error_callback is None
+            if is_watched and type(self) is unread.__base__:
+                self.__class__ = unread
+        layer.before(self, i, success_result)
+
+    return _set
+
+
+# Processes: what ends one is printed by `multiprocessing` itself, and seen by no hook
+
+
+class _OnFork:
+    """Known to `multiprocessing.util`, for as long as it is kept here."""
+
+
+_on_fork: _OnFork | None = None
+
+
+def _watch_process(util: ModuleType) -> None:
+    """In each child of this process, and in this one where it is such a child itself."""
+    global _on_fork
+    if _on_fork is None:
+        _on_fork = _OnFork()
+        util.register_after_fork(_on_fork, lambda _: _watch_end(util))
+        if util.process.parent_process() is not None:
+            _watch_end(util)
+
+
+def _watch_end(util: ModuleType) -> None:
+    util.Finalize(None, _note_end_of_process, exitpriority=1000)
+
+
+def _note_end_of_process() -> None:
+    """Called while a process ends, in the middle of what ends it if that is an exception."""
+    exc, capture = sys.exc_info()[1], state.current
+    if exc is None or capture is None or issubclass(type(exc), SystemExit):
+        return
+    with contained("reading what ended a process"):
+        tb = exc.__traceback__
+        while tb is not None and tb.tb_frame.f_globals.get("__name__") == "multiprocessing.process":
+            tb = tb.tb_next
+        capture.see(Sighting(exc, mechanism="multiprocessing", handled=False, tb=tb))
