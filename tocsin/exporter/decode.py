@@ -86,6 +86,9 @@ class Source:
             pid=int(resource.get(semconv.PROCESS_PID) or 0),
             started_at=clock.from_ns(int(header.get("started_ns") or 0)),
             python_version=resource.get(semconv.RUNTIME_VERSION),
+            # Of a process whose end was seen before this was written: see `tocsin.watch`.
+            ended_at=clock.from_ns(int(ended_ns)) if (ended_ns := header.get("ended_ns")) else None,
+            ended_how=header.get("ended_how"),
         )
         return cls(service, environment, release, instance.id, instance)
 
