@@ -13,16 +13,20 @@ _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 
 
-def uuid7(time_ns: int | None = None) -> str:
+def uuid7(time_ns: int | None = None, tail: int | None = None) -> str:
     """
     A new UUIDv7, hyphenated; ids made later sort later, to about a microsecond.
+
+    Args:
+        tail: 62 bits that no other id of that time has (default: by chance).
 
     Source: RFC 9562, section 5.7, and section 6.2 method 3 for the bits below the millisecond.
     """
     time_ns = time.time_ns() if time_ns is None else time_ns
     millis, rest_ns = divmod(time_ns, 1_000_000)
     below = rest_ns * 4096 // 1_000_000  # 12 bits
-    value = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | below << 64 | 0b10 << 62 | _random.getrandbits(62)
+    tail = _random.getrandbits(62) if tail is None else tail & (1 << 62) - 1
+    value = (millis & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | below << 64 | 0b10 << 62 | tail
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from tocsin.settings import Settings
 from tocsin.text import clean, one_line
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from tocsin.store import Store
 
 CLOCK_EVERY_S = 60.0
@@ -81,6 +83,18 @@ class Database:
         from tocsin.store import errors  # noqa: PLC0415
 
         store.write_now(errors.write_instance, instance, clock.now() + self._behind)
+
+    def keep(self, living: Sequence[Instance], ended: Sequence[str]) -> None:
+        """Refresh the rows of processes, and note of others by their ids that they have ended, at once."""
+        store = self._ready()
+        from tocsin.store import errors  # noqa: PLC0415
+
+        def work(connection: Connection, now: datetime) -> None:
+            for instance in living:
+                errors.write_instance(connection, instance, now)
+            errors.note_ended(connection, ended, now)
+
+        store.write_now(work, clock.now() + self._behind)
 
     def forget(self, segment: str) -> None:
         """What is known of a segment is swept when it is old."""

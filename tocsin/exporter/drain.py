@@ -7,7 +7,6 @@ crash, a lost connection or a second reader count nothing twice and lose nothing
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import threading
@@ -18,10 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tocsin import clock
 from tocsin.contained import contained, note, own_threads
 from tocsin.exporter import decode as decoding
+from tocsin.exporter import life, orphans
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.database import Database
+from tocsin.exporter.life import State
+from tocsin.exporter.neighbours import Neighbours
 from tocsin.exporter.ship import Ship
 from tocsin.exporter.sink import Portion, Sink
 from tocsin.exporter.spool import Orphan, Spool
@@ -74,12 +77,14 @@ class Drain:
         self._adopt_every_s = adopt_every_s
         self._segments: dict[Path, _Segment] = {}
         self._orphans: list[Orphan] = []
+        self._watched: dict[str, float] = {}  # what is left to those who have seen how it ended
         self._adopted: list[str] = []  # the first of theirs that are put, and not told yet
         self._adopted_count = 0
         self._source: decoding.Source | None = None  # of this process's own errors
         self._told_lost = 0
         self._has_complained = False
         self._has_stored = False  # in this round
+        self._has_row = False  #    this process, where the sink keeps such
         self._complained_of: type[Exception] | None = None  # why the sink takes nothing, as it was said last
         self._next_adoption = 0.0
         self._next_beat = time.monotonic() + FIRST_BEAT_S
@@ -153,11 +158,13 @@ class Drain:
                     self._forget_positions()
                     note("storing errors", problem)
                 if self._is_over() if failed else is_last:
+                    if not failed:
+                        self._take_leave()
                     return
                 if failed and is_last:
                     time.sleep(0.05)
                 elif failed:
-                    self._ending.wait(self._pause_s(failed, pause_s))
+                    self._pause(self._pause_s(failed, pause_s))
                 else:
                     if self._has_stored:
                         self._ending.wait(GATHER_S)
@@ -178,12 +185,23 @@ class Drain:
         pause_s = max(RETRY_S[min(failed, len(RETRY_S)) - 1], wished_s or 0.0)
         return min(pause_s * self._random.uniform(1.0, 1.25), LONGEST_PAUSE_S)
 
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless it is to end; this process goes on saying that it lives."""
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0 and not self._ending.wait(min(left_s, IDLE_S)):
+            self._note_life()
+
+    def _note_life(self) -> None:
+        if self._spool is not None:
+            self._spool.life.note_memory(life.resident_bytes() or 0, clock.now_ns())
+
     def _round(self) -> bool:
         """Store all there is; True while a storm is being counted."""
         is_storming = self._has_stored = False
+        self._note_life()
         if time.monotonic() >= self._next_adoption and self._deadline is None:
             self._next_adoption = time.monotonic() + self._adopt_every_s
-            self._orphans += spooling.adopt_orphans(self._folder)
+            self._orphans += orphans.adopt(self._folder, self._watched)
             if self._spool is not None:
                 self._spool.refresh()
         # Before what is newer: a server that was killed may have left an error of which the next one has got
@@ -230,6 +248,18 @@ class Drain:
             else:
                 self._complained_of = None
 
+    def _take_leave(self) -> None:
+        """The last word of a process that has a row: that it has ended, in order."""
+        if self._spool is None or self._source is None or self._source.instance is None or not self._has_row:
+            return
+        words = self._spool.life.read()
+        if words.state != State.ALIVE:
+            return
+        how = "stopped" if words.stopping_ns else "ended"
+        instance = self._report(self._source.instance, None)
+        with suppress(StoreAway, SchemaMismatch), contained("saying that this process has ended"):
+            self._sink.report(replace(instance, ended_at=clock.now(), ended_how=how))
+
     def _store_own(self, spool: Spool) -> None:
         for path in spool.segments():
             segment = self._segments.setdefault(path, _Segment(path, position=0))
@@ -246,10 +276,7 @@ class Drain:
         """One that cannot be read holds up no other."""
         for orphan in list(self._orphans):
             try:
-                for path in orphan.segments():
-                    segment = _Segment(path, position=None, orphan=orphan)
-                    while self._store_some(segment, is_final=True):
-                        pass
+                self._store_orphan(orphan)
             except (StoreAway, SchemaMismatch, Overtaken):
                 raise
             except Exception as problem:
@@ -261,6 +288,17 @@ class Drain:
             for path in segments:
                 self._sink.forget(path.stem)
         self._tell_adopted()
+
+    def _store_orphan(self, orphan: Orphan) -> None:
+        is_told = False
+        source = None
+        for path in orphan.segments():
+            segment = _Segment(path, position=None, orphan=orphan)
+            while self._store_some(segment, is_final=True):
+                is_told = True
+            source = segment.source
+        if not is_told and source is not None and source.instance is not None:
+            self._sink.report(self._report(source.instance, orphan))
 
     def _store_some(self, segment: _Segment, *, is_final: bool) -> bool:
         """Store the next lines of a segment; False when there are none."""
@@ -299,10 +337,18 @@ class Drain:
     def _report(self, instance: Instance, orphan: Orphan | None) -> Instance:
         """What is known of the process that the lines are from, now."""
         if orphan is not None:
-            return replace(instance, lost=orphan.lost, is_alive=False)
+            ended_at = clock.from_ns(orphan.ended_ns) if orphan.ended_ns else None
+            return replace(instance, lost=orphan.lost, is_alive=False, ended_at=ended_at, ended_how=orphan.how)
         assert self._spool is not None
+        words = self._spool.life.read()
+        self._has_row = True
         return replace(
-            instance, memory_bytes=resident_bytes(), spool_bytes=self._spool.folder_bytes, lost=self._spool.lost
+            instance,
+            memory_bytes=words.memory_bytes or None,
+            active_requests=words.active_requests,
+            is_shutting_down=words.stopping_ns > 0,
+            spool_bytes=self._spool.folder_bytes,
+            lost=self._spool.lost,
         )
 
     def _tell(self, stored: Sequence[str]) -> None:
@@ -382,23 +428,16 @@ def sink_of(settings: Settings, folder: Path) -> Sink:
 
 @contextmanager
 def adopting(settings: Settings) -> Iterator[Drain]:
-    """Store what dead processes left in the spool folder of this machine, for as long as this lasts."""
+    """Store what dead processes leave in this machine's spool folder, and how the living are, while this lasts."""
     folder = Path(settings.spool_dir)
-    drain = Drain(settings, None, folder, sink=Database(settings, folder), adopt_every_s=SERVER_ADOPTS_EVERY_S)
+    sink = Database(settings, folder)
+    neighbours = Neighbours(folder, sink)
+    drain = Drain(settings, None, folder, sink=sink, chores=(neighbours.look,), adopt_every_s=SERVER_ADOPTS_EVERY_S)
     drain.start()
     try:
         yield drain
     finally:
         drain.finish(2.0)
-
-
-def resident_bytes() -> int | None:
-    """The resident memory of this process in bytes; None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _complain(text: str) -> None:

@@ -8,8 +8,10 @@ whoever comes after, also when the process was killed in the middle of it.
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 ACTIVE: Final = 2
 MEMORY: Final = 3
@@ -73,15 +75,25 @@ class Life:
 
     def set_state(self, state: State, exit_code: int = 0) -> None:
         """How far it has got; `exit_code` with `State.LEFT`."""
-        self._cells[STATE] = state | (exit_code & 0xFF) << _CODE_SHIFT
+        self._cells[STATE] = state_cell(state, exit_code)
 
     def set_watcher(self, pid: int) -> None:
         """The parent that will tell how this process ended."""
         self._cells[WATCHER] = pid
 
+    def take_over(self, other: Life) -> None:
+        """Say what another has said, in whose place this is."""
+        for cell in (ACTIVE, MEMORY, SEEN, STOPPING, STATE, WATCHER):
+            self._cells[cell] = other._cells[cell]
+
     def read(self) -> LastWords:
         """What stands there now."""
         return last_words(self._cells)
+
+
+def state_cell(state: State, exit_code: int = 0) -> int:
+    """A state as it stands in its cell."""
+    return state | (exit_code & 0xFF) << _CODE_SHIFT
 
 
 def last_words(cells: memoryview[int]) -> LastWords:
@@ -103,6 +115,64 @@ def last_words(cells: memoryview[int]) -> LastWords:
         exit_code=state >> _CODE_SHIFT & 0xFF,
         watcher_pid=_below(cells[WATCHER], _MOST_PID),
     )
+
+
+# Which process it is, of all that ever had its number.
+
+
+def birth_marks() -> dict[str, Any]:
+    """What tells this process from any other, for the head of its files; empty where the system does not say."""
+    found = {"boot_id": boot_id(), "start_ticks": start_ticks(os.getpid())}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def boot_id() -> str | None:
+    """What the machine calls the time since it was started."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def boot_time_ns() -> int | None:
+    """When the machine was started, by its clock of now."""
+    try:
+        words = Path("/proc/stat").read_bytes().partition(b"\nbtime ")[2].split(maxsplit=1)
+        return int(words[0]) * 10**9
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process was started, in ticks since the machine was; None where there is none of that number."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        state, *rest = stat.rpartition(b")")[2].split()  # the program's name may hold anything
+        return None if state in (b"Z", b"X") else int(rest[18])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def is_there(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return start_ticks(pid) is not None if Path("/proc/self/stat").exists() else True
+
+
+def resident_bytes() -> int | None:
+    """The resident memory of this process in bytes; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _below(value: int, most: int) -> int:

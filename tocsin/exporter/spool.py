@@ -7,8 +7,10 @@ Each process has files of its own in the spool folder, under one stem (``start-p
   survives a ``kill -9``. The first line of each says whose it is.
 - ``<stem>.0001.sent`` …: up to which byte a server has acknowledged that segment; only where errors go to one.
 - ``<stem>.live``: locked while its process lives (a POSIX lock, which goes with the process), and
-  mapped into memory: how often each storming error happened again, and how many errors were lost
-  since the folder was full. A count is one store into that memory, so it survives as well.
+  mapped into memory: how often each storming error happened again, how many errors were lost since
+  the folder was full, and how the process is (`tocsin.exporter.life`). Each is one store into that
+  memory, so it survives as well.
+- ``<stem>.fault``: where the interpreter writes its stacks when a fatal signal comes.
 
 What a dead process left is taken over by whoever gets its lock. Nothing here waits: not for a lock
 that another thread or an interrupted call may hold, not for a network.
@@ -21,9 +23,13 @@ import fcntl
 import json
 import mmap
 import os
+import re
 import shutil
+import struct
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, repeat
@@ -58,12 +64,14 @@ _SETTLED_S: Final = 2.0
 # Stems whose .live file this process has open: its own, and those that it has taken over. A POSIX lock
 # belongs to the process: it would get its own locks again, and lose them with whatever it closes.
 _held: set[str] = set()
+_own: weakref.WeakSet[Spool] = weakref.WeakSet()  # those that this process writes to
 _adopting = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _adopting
+    global _adopting, _own
     _held.clear()
+    _own = weakref.WeakSet()
     _adopting = threading.Lock()
 
 
@@ -90,7 +98,8 @@ class Spool:
         self._segment_bytes = min(SEGMENT_BYTES, max_bytes // 4)
         _make_folder(folder)
         self.stem = _new_stem()
-        self._header = (json.dumps({"v": VERSION, "kind": "segment", **header}) + "\n").encode()
+        content = {"v": VERSION, "kind": "segment", **header, **life.birth_marks()}
+        self._header = (json.dumps(content) + "\n").encode()
         _held.add(self.stem)
         self._live = _Live.create(folder / f"{self.stem}.live")
         self._sequence = count(1)
@@ -99,6 +108,7 @@ class Spool:
         self._torn = False
         self.folder_bytes = folder_bytes(folder)  # refreshed by the drain; appends add to it
         self._path, self._fd, self._size = self._new_segment()
+        _own.add(self)
 
     def append(self, line: bytes, *, durable: bool = False) -> bool:
         """
@@ -229,12 +239,15 @@ class Spool:
 
     def close(self, *, everything_stored: bool) -> None:
         """Let go of the files; delete them when all of it is stored, else leave them for who comes next."""
+        _own.discard(self)
         paths = self.segments() if everything_stored else []
         self._close()
+        if self.life.read().state == State.ALIVE:
+            self.life.set_state(State.ENDED)
         for path in paths:
             _delete(path)
-        self.life.set_state(State.ENDED)
         self._live.close(remove=everything_stored)
+        fault_path(self.folder, self.stem).unlink(missing_ok=True)
         _held.discard(self.stem)
 
     def abandon(self) -> None:
@@ -257,6 +270,7 @@ class Spool:
         self.stem = _new_stem()
         _held.add(self.stem)
         live = _Live.create(self.folder / f"{self.stem}.live")
+        live.life.take_over(self.life)
         self._path, self._fd, self._size = self._new_segment()
         self._sealed.append(old)
         self.flush_counts()
@@ -264,6 +278,7 @@ class Spool:
         for counter in old_live.counters.values():
             counter.is_free = True  # whoever holds it takes a new one
         old_live.close(remove=True)
+        fault_path(self.folder, old_stem).unlink(missing_ok=True)
         _held.discard(old_stem)
 
     def _new_segment(self) -> tuple[Path, int, int]:
@@ -477,36 +492,59 @@ class Orphan:
     lost: int  # errors that it could only count
     words: LastWords | None  # None where it has left none
     _fd: int
+    ended_ns: int = 0  #        when it was seen last, as far as anybody knows
+    how: str | None = None  #   how it ended, in a word
+    is_waiting: bool = False  # for its end to be recorded: nothing of it is deleted before
 
     def segments(self) -> list[Path]:
         """Its segments, oldest first."""
         return _segments_of(self.folder, self.stem)
 
+    def append(self, line: bytes) -> None:
+        """
+        Add a line to its last segment, on the disk when this returns; the file is as old as it was before.
+
+        Raises:
+            OSError: the disk is full; what is there of the line is passed over by who reads it.
+        """
+        _append_to(self.segments()[-1], [line])
+
     def note_told(self) -> None:
         """Its end is recorded: nobody else shall do it again."""
-        os.pwrite(self._fd, State.TOLD.to_bytes(8, "little"), 8 * life.STATE)
+        code = self.words.exit_code if self.words is not None else 0
+        os.pwrite(self._fd, life.state_cell(State.TOLD, code).to_bytes(8, "little"), 8 * life.STATE)
 
     def release(self, *, everything_stored: bool) -> None:
         """Delete the files when all of it is stored, else leave them for later."""
-        if everything_stored:
+        if everything_stored and not self.is_waiting:
             for path in self.segments():
                 _delete(path)
+            fault_path(self.folder, self.stem).unlink(missing_ok=True)
             (self.folder / f"{self.stem}.live").unlink(missing_ok=True)
         os.close(self._fd)
         _held.discard(self.stem)
 
 
-def adopt_orphans(folder: Path) -> Iterator[Orphan]:
+def adopt_orphans(folder: Path, pid: int | None = None) -> Iterator[Orphan]:
     """
     Take over what dead processes left in a spool folder; each by one taker only.
 
     The counts that they could not flush any more are appended to their last segment first, so that
     reading the segments tells all.
+
+    Args:
+        pid: take only what was left under this number.
     """
+    for path in folder.glob("*.fault"):
+        if not path.with_suffix(".live").exists():  # which is made first, and deleted last
+            path.unlink(missing_ok=True)
     stems = {path.stem for path in folder.glob("*.live")}
     # A segment whose .live file somebody has deleted is an orphan too: a process makes that file first.
     stems |= {path.name.partition(".")[0] for path in folder.glob("*.seg")}
     for stem in sorted(stems):
+        born = birth_of(stem)
+        if pid is not None and (born is None or born.pid != pid):
+            continue
         with contained("taking over a spool"):
             orphan = _adopt(folder / f"{stem}.live")
             if orphan is not None:
@@ -579,15 +617,120 @@ def _append_unflushed(orphan: Orphan, fd: int) -> None:
     moment = int(os.fstat(fd).st_mtime_ns)
     lines = [_repeats_line(error_id, begin, end, moment) for error_id, (begin, end) in waiting.items() if end > begin]
     if lines:
-        with segments[-1].open("r+b") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    lines.insert(0, b"\n")
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
+        _append_to(segments[-1], lines)
+
+
+def _append_to(path: Path, lines: Sequence[bytes]) -> None:
+    """Behind what a dead process wrote, whose last line may be cut short; its age stays, which says when it died."""
+    with path.open("r+b") as file:
+        status = os.fstat(file.fileno())
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(b"".join(lines))
+        file.flush()
+        os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class Living:
+    """A process that has a spool, as it is now."""
+
+    stem: str
+    words: LastWords
+    lost: int
+
+
+def living(folder: Path, most: int) -> Iterator[Living]:
+    """
+    The processes that have a spool in a folder and live, this one too; for who only looks.
+
+    Locks are left alone: who opens and closes a .live file of its own process loses that lock.
+
+    Args:
+        most: how many are looked at, those that were started last.
+    """
+    for spool in list(_own):
+        if spool.folder == folder:
+            yield Living(spool.stem, spool.life.read(), spool.lost)
+    paths = sorted(folder.glob("*.live"), reverse=True)
+    for path in paths[:most]:
+        with contained("looking at a process"):
+            found = _look_at(path)
+            if found is not None:
+                yield found
+
+
+def _look_at(path: Path) -> Living | None:
+    with _adopting:
+        if path.stem in _held:
+            return None
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            is_locked, words = _is_locked(fd), _words_in(fd)
+            lost = int.from_bytes(os.pread(fd, 8, 8 * _LOST), "little")
+        finally:
+            os.close(fd)
+    return Living(path.stem, words, lost) if is_locked and words is not None else None
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether another process has a lock on a file; asked, not tried, which would keep an adopter away."""
+    if sys.platform == "linux":
+        form, asked, at = "hhqqi4x", (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0), 0
+    else:
+        form, asked, at = "qqihh", (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET), 3
+    found = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(form, *asked))
+    return bool(struct.unpack(form, found)[at] != fcntl.F_UNLCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a stem says of its process."""
+
+    began_ns: int
+    pid: int
+    number: int  # 32 bits that no other has
+
+
+def birth_of(stem: str) -> Birth | None:
+    """Whose files they are; None for a name that is none of ours."""
+    found = _STEM.fullmatch(stem)
+    return Birth(int(found[1]), int(found[2]), int(found[3], 16)) if found else None
+
+
+_STEM = re.compile(r"([0-9]{20})-([0-9]{1,10})-([0-9a-f]{8})")
+
+
+def header_of(segments: Sequence[Path]) -> dict[str, Any] | None:
+    """The first line of the segments of a process, whichever is there; None where none can be read."""
+    for path in reversed(segments):
+        lines = read_segment(path, max_bytes=LINE_BYTES, max_lines=1)
+        if lines and lines[0].content and lines[0].content.get("kind") == "segment":
+            return lines[0].content
+    return None
+
+
+def has_line(path: Path, error_id: str) -> bool:
+    """Whether an error is the last whole line of a segment."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 2 * LINE_BYTES, 0))
+            *_, last, _ = (b"\n", *file.read(2 * LINE_BYTES).split(b"\n"))
+    except FileNotFoundError:
+        return False
+    content = _parse(last)
+    return content is not None and content.get("id") == error_id
+
+
+def fault_path(folder: Path, stem: str) -> Path:
+    """Where the interpreter of a process writes its stacks when a fatal signal comes."""
+    return folder / f"{stem}.fault"
 
 
 def acknowledged(folder: Path, segment: str) -> int:
@@ -664,7 +807,7 @@ def folder_bytes(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.endswith((".live", ".new", ".sent")):
+                if entry.name.endswith((".live", ".new", ".sent", ".fault")):
                     continue
                 try:
                     total += entry.stat(follow_symlinks=False).st_size

@@ -146,6 +146,14 @@ def write_instance(connection: Connection, instance: Instance, now: datetime) ->
     _write_instance(connection, instance, now)
 
 
+def note_ended(connection: Connection, instance_ids: Collection[str], now: datetime) -> None:
+    """Of processes that are gone and have left nothing, so that they ended in order; who knows more has said it."""
+    table = schema.instances
+    ended = update(table).where(table.c.id.in_(sorted(instance_ids)), table.c.ended_at.is_(None))
+    if instance_ids:
+        connection.execute(ended.values(ended_at=now, ended_how="ended"))
+
+
 def _write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
     table = schema.instances
     values = {field.name: getattr(instance, field.name) for field in fields(instance) if field.name != "is_alive"}
