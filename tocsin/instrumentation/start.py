@@ -21,7 +21,8 @@ from tocsin.exporter import scrub, spool
 from tocsin.exporter.drain import Drain
 from tocsin.exporter.life import State
 from tocsin.ids import uuid7
-from tocsin.instrumentation import asgi, context, ends, hooks, imports, logs, stacks, state
+from tocsin.instrumentation import asgi, context, ends, hooks, imports, logs, pools, stacks, state
+from tocsin.instrumentation.aftermath import Aftermath
 from tocsin.instrumentation.capture import Capture, resource
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.state import Report, Sighting
@@ -35,6 +36,7 @@ problems: list[str] = []
 """What was wrong with the settings when this process started; health shows it."""
 
 _started: Settings | None = None
+_header: dict[str, Any] | None = None  # of this process's spool
 _registered = False
 _lock = threading.RLock()
 
@@ -68,6 +70,7 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
         _stop(timeout_s)
         ends.uninstall()
         hooks.uninstall()
+        pools.uninstall()
         logs.uninstall()
         context.uninstall()
         imports.forget()
@@ -94,6 +97,7 @@ def _start(settings: Settings) -> None:
     _started = asked
     ends.install()
     hooks.install()
+    pools.install()
     logs.install()
     context.install()
     asgi.install()
@@ -114,12 +118,9 @@ def register_at_exit() -> None:
 
 def _open(settings: Settings, first: State) -> Capture | None:
     """A spool and a drain of this process, which says of its life what it has come to."""
-    instance_id = ends.watched_by.get(ends.INSTANCE) or uuid7()
-    header = {
-        "resource": resource(settings.service, settings.environment, settings.release, instance_id),
-        "started_ns": clock.now_ns(),
-    }
-    own = open_spool(settings, header)
+    global _header
+    _header = _make_header(settings)
+    own = open_spool(settings, _header)
     if own is None:
         return None
     own.life.set_watcher(ends.watcher_pid())
@@ -132,6 +133,14 @@ def _open(settings: Settings, first: State) -> Capture | None:
     drain = Drain(settings, own, own.folder, _say_stored, chores=(keep_count,))
     drain.start()
     return Capture(own, drain)
+
+
+def _make_header(settings: Settings) -> dict[str, Any]:
+    instance_id = ends.watched_by.get(ends.INSTANCE) or uuid7()
+    return {
+        "resource": resource(settings.service, settings.environment, settings.release, instance_id),
+        "started_ns": clock.now_ns(),
+    }
 
 
 def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None:
@@ -154,15 +163,24 @@ def _stop(timeout_s: float) -> None:
         capture.close(timeout_s)
 
 
+def _end() -> None:
+    """Store what is left, within a bound; what fails after that is written down for whoever comes next."""
+    settings = state.settings if state.current is not None else None
+    _stop(EXIT_TIMEOUT_S)
+    if settings is not None:
+        state.current = Aftermath(lambda: open_spool(settings, _header or _make_header(settings)))
+
+
 def _at_exit() -> None:
     with contained("storing what is left"):
-        _stop(EXIT_TIMEOUT_S)
+        _end()
 
 
 def _after_fork() -> None:
     """In a forked child threads are gone and the files are the parent's: begin anew, at the first error."""
-    global _lock
+    global _lock, _header
     _lock = threading.RLock()  # another thread of the parent may have held it
+    _header = None
     own_threads.clear()
     ends.watched_by.clear()
     requests.begin_anew()
