@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tocsin.instrumentation.context import context as context
     from tocsin.instrumentation.protect import protect as protect
     from tocsin.instrumentation.protect import track_error as track_error
+    from tocsin.instrumentation.shutdown import on_shutdown as on_shutdown
     from tocsin.instrumentation.start import flush as flush
     from tocsin.instrumentation.start import init as init
     from tocsin.instrumentation.start import shutdown as shutdown
@@ -28,10 +29,22 @@ _HOMES = {
     "track_error": "tocsin.instrumentation.protect",
     "protect": "tocsin.instrumentation.protect",
     "context": "tocsin.instrumentation.context",
+    "on_shutdown": "tocsin.instrumentation.shutdown",
     "TocsinMiddleware": "tocsin.instrumentation.asgi",
 }
 
-__all__ = ["TocsinMiddleware", "__version__", "api", "context", "flush", "init", "protect", "shutdown", "track_error"]
+__all__ = [
+    "TocsinMiddleware",
+    "__version__",
+    "api",
+    "context",
+    "flush",
+    "init",
+    "on_shutdown",
+    "protect",
+    "shutdown",
+    "track_error",
+]
 
 
 def __getattr__(name: str) -> Any:

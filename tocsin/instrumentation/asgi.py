@@ -1,7 +1,8 @@
 """
 Requests: one layer around an ASGI application, put in place without a code change where it can be.
 
-A request that does not fail pays for one ``try``, one context variable and a look at its status.
+A request that does not fail pays for one ``try``, one context variable, a look at its status, and its place
+in the table of those under way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import ModuleType
 from typing import Any
 
+from tocsin import requests
 from tocsin.contained import contained
 from tocsin.exporter.fingerprint import template
 from tocsin.exporter.scrub import scrub_text
@@ -44,6 +46,12 @@ class TocsinMiddleware:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, _watching_lifespan(send))
             return
+        is_outermost = requests.ENTERED not in scope
+        if is_outermost:
+            if requests.is_stopping and not _tells_of_the_stop(scope):
+                await _refuse(scope, send)
+                return
+            scope[requests.ENTERED] = True
         status = 0
 
         def watching(message: Message) -> Awaitable[None]:
@@ -57,14 +65,45 @@ class TocsinMiddleware:
             link_scopes(scope, outer)
         token = current_scope.set(scope)
         try:
-            await self.app(scope, receive, watching)
+            work = self.app(scope, receive, watching)
+            if is_outermost:
+                requests.entered(scope, work)
+            await work
             if status >= 500:
                 _note_status(scope, status)
         except BaseException as exc:  # what is no error is told by capture
             _note_exception(exc, status or 500)
             raise
         finally:
+            if is_outermost:
+                requests.left(scope)
             current_scope.reset(token)
+
+
+_REFUSED = b'{"success": false, "error": "this process is shutting down"}'
+_HEADERS = (
+    (b"content-type", b"application/json"),
+    (b"content-length", str(len(_REFUSED)).encode()),
+    (b"retry-after", str(requests.RETRY_AFTER_S).encode()),
+    (b"connection", b"close"),
+)
+
+
+def _tells_of_the_stop(scope: Scope) -> bool:
+    """Our own health and liveness, wherever they are mounted, are asked while a process stops."""
+    return str(scope.get("path", "")).endswith(("/api/debug/health", "/livez"))
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    """Say that somebody else will answer, soon."""
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        kind = "websocket.http.response"
+        if kind not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": 1012})
+            return
+    await send({"type": f"{kind}.start", "status": 503, "headers": list(_HEADERS)})
+    await send({"type": f"{kind}.body", "body": _REFUSED})
 
 
 def _note_exception(exc: BaseException, status: int) -> None:

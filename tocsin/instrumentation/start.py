@@ -21,7 +21,8 @@ from tocsin.exporter import scrub, spool
 from tocsin.exporter.drain import Drain
 from tocsin.exporter.life import State
 from tocsin.ids import uuid7
-from tocsin.instrumentation import asgi, context, ends, hooks, imports, logs, pools, stacks, state
+from tocsin.instrumentation import asgi, calls, context, crumbs, ends, hooks, imports, logs, pools, stacks, state, wsgi
+from tocsin.instrumentation import shutdown as stop
 from tocsin.instrumentation.aftermath import Aftermath
 from tocsin.instrumentation.capture import Capture, resource
 from tocsin.instrumentation.imports import after_import
@@ -30,6 +31,7 @@ from tocsin.settings import Settings, git_release, service_name
 
 EXIT_TIMEOUT_S = 1.5
 _BIRTH_TIMEOUT_S = 2.0
+_BEFORE_KILLED_S = 1.0
 _MOST_WAITING = 10
 
 problems: list[str] = []
@@ -68,11 +70,15 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
     """Store what is left, within a bound, and put back every hook; what is not stored waits in the spool."""
     with contained("shutdown"), _lock:
         _stop(timeout_s)
+        stop.uninstall()
         ends.uninstall()
         hooks.uninstall()
         pools.uninstall()
         logs.uninstall()
+        calls.uninstall()
+        crumbs.keep(0)
         context.uninstall()
+        wsgi.uninstall()
         imports.forget()
         stacks.forget()
 
@@ -95,12 +101,16 @@ def _start(settings: Settings) -> None:
     if state.current is None:
         return
     _started = asked
+    stop.install(_end)
     ends.install()
     hooks.install()
     pools.install()
+    crumbs.keep(settings.breadcrumbs)
     logs.install()
+    calls.install()
     context.install()
     asgi.install()
+    wsgi.install()
     after_import("gunicorn.workers.base", _patch_gunicorn)
     if settings.traces:
         _provide_traces()
@@ -172,8 +182,11 @@ def _end() -> None:
 
 
 def _at_exit() -> None:
-    with contained("storing what is left"):
-        _end()
+    try:
+        stop.at_exit()
+    finally:
+        with contained("storing what is left"):
+            _end()
 
 
 def _after_fork() -> None:
@@ -184,6 +197,7 @@ def _after_fork() -> None:
     own_threads.clear()
     ends.watched_by.clear()
     requests.begin_anew()
+    stop.begin_anew()
     inherited = state.current
     if isinstance(inherited, Capture):
         inherited.spool.abandon()
@@ -191,12 +205,16 @@ def _after_fork() -> None:
         state.current = _Unborn()
 
 
-def live_on() -> None:
+def live_on(timeout_s: float | None = None) -> None:
     """
     Say in a forked child that it lives a life of its own: a worker, which serves and whose end means something.
 
     Of another forked child nobody knows what its end means: `multiprocessing` ends its own by `os._exit`.
+
+    Args:
+        timeout_s: the most that its parent waits for its end, before it kills it.
     """
+    stop.live_on(timeout_s)
     stand_in = state.current
     capture = _born(stand_in) if isinstance(stand_in, _Unborn) else stand_in
     if isinstance(capture, Capture):
@@ -212,7 +230,7 @@ def _patch_gunicorn(module: ModuleType) -> None:
     @functools.wraps(original)
     def init_process(self: Any) -> None:
         with contained("starting anew in a worker"):
-            live_on()
+            live_on(self.cfg.graceful_timeout - _BEFORE_KILLED_S)
         original(self)
 
     init_process._tocsin = True  # type: ignore[attr-defined]
