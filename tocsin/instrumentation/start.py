@@ -21,7 +21,21 @@ from tocsin.exporter import scrub, spool
 from tocsin.exporter.drain import Drain
 from tocsin.exporter.life import State
 from tocsin.ids import uuid7
-from tocsin.instrumentation import asgi, calls, context, crumbs, ends, hooks, imports, logs, pools, stacks, state, wsgi
+from tocsin.instrumentation import (
+    asgi,
+    calls,
+    context,
+    crumbs,
+    ends,
+    hooks,
+    imports,
+    jobs,
+    logs,
+    pools,
+    stacks,
+    state,
+    wsgi,
+)
 from tocsin.instrumentation import shutdown as stop
 from tocsin.instrumentation.aftermath import Aftermath
 from tocsin.instrumentation.capture import Capture, resource
@@ -79,6 +93,7 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
         crumbs.keep(0)
         context.uninstall()
         wsgi.uninstall()
+        jobs.uninstall()
         imports.forget()
         stacks.forget()
 
@@ -111,6 +126,7 @@ def _start(settings: Settings) -> None:
     context.install()
     asgi.install()
     wsgi.install()
+    jobs.install()
     after_import("gunicorn.workers.base", _patch_gunicorn)
     if settings.traces:
         _provide_traces()

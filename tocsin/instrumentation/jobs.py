@@ -1,0 +1,268 @@
+"""
+Jobs: what fails in a task of Celery or a job of RQ, once it is given up, and who was lost while working on one.
+
+Both are hooked where they themselves come to know of a failure: in the process that ran the job, and in its
+parent where that process was lost. While a job runs, which one it is stands with every error that happens in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, Final
+
+from tocsin.contained import contained
+from tocsin.instrumentation import state
+from tocsin.instrumentation.context import current_facts
+from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.state import Sighting
+from tocsin.model import Severity
+
+_UID: Final = "tocsin"
+_OUTER: Final = "_tocsin_outer"
+_patches: dict[tuple[Any, str], Patch] = {}
+
+
+def install() -> None:
+    """Hook in, now or when Celery and RQ are imported; harmless when called twice."""
+    for name, then in _PLACES.items():
+        after_import(name, then)
+
+
+def uninstall() -> None:
+    """Put back what was found, where nobody has hooked in on top of us since."""
+    for patch in _patches.values():
+        patch.uninstall()
+    _patches.clear()
+    if (signals := sys.modules.get("celery.signals")) is not None:
+        for name in _RECEIVERS:
+            getattr(signals, name).disconnect(dispatch_uid=_UID)
+
+
+def _patch(owner: Any, name: str, make: Callable[[Layer], Callable[..., Any]]) -> None:
+    _patches.setdefault((owner, name), Patch(owner, name, make)).install()
+
+
+def _how_it_ended(status: int) -> str:
+    """Of a process: what `multiprocessing` calls its exit code, negative for a signal."""
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+# Celery
+
+
+def _task_facts(task: Any, task_id: object, args: object, kwargs: object) -> dict[str, Any]:
+    return {
+        "celery.task_name": getattr(task, "name", None),
+        "celery.task_id": task_id,
+        "celery.args": args,
+        "celery.kwargs": kwargs,
+    }
+
+
+def _task_begins(sender: Any = None, task_id: Any = None, args: Any = None, kwargs: Any = None, **_: Any) -> None:
+    with contained("reading what Celery begins"):
+        outer = current_facts.get()
+        facts = _task_facts(sender, task_id, args, kwargs)
+        request = sender.request
+        if request.retries:
+            facts["celery.retries"] = request.retries
+        setattr(request, _OUTER, outer)
+        current_facts.set({**(outer or {}), **facts})
+
+
+def _task_ends(sender: Any = None, **_: Any) -> None:
+    with contained("reading what Celery ends"):
+        if hasattr(sender.request, _OUTER):
+            current_facts.set(getattr(sender.request, _OUTER))
+
+
+def _task_fails(
+    sender: Any = None, task_id: Any = None, exception: Any = None, args: Any = None, kwargs: Any = None, **_: Any
+) -> None:
+    """
+    A task is given up; a retry, `Ignore` and `Reject` do not come here, or are no errors.
+
+    Called in the process that ran it, or in its parent where that cannot tell any more.
+    """
+    capture = state.current
+    if capture is None:
+        return
+    with contained("reading what Celery reports"):
+        # Celery hands on a stand-in for what cannot be pickled; the exception itself is being handled just now.
+        exc = sys.exc_info()[1] or exception
+        expected = getattr(sender, "throws", None)
+        if not isinstance(exc, BaseException) or (expected and isinstance(exc, expected)):
+            return
+        sighting = Sighting(exc, mechanism="celery", handled=False, place=getattr(sender, "name", None))
+        if type(exc).__name__ == "WorkerLostError":
+            sighting.severity = Severity.CRITICAL
+        if "celery.task_id" not in (current_facts.get() or {}):
+            sighting.facts = _task_facts(sender, task_id, args, kwargs)
+        capture.see(sighting)
+
+
+_RECEIVERS: Final[Mapping[str, Callable[..., None]]] = {
+    "task_prerun": _task_begins,
+    "task_postrun": _task_ends,
+    "task_failure": _task_fails,
+    "task_internal_error": _task_fails,
+}
+
+
+def _hook_celery_signals(module: ModuleType) -> None:
+    for name, receiver in _RECEIVERS.items():
+        getattr(module, name).connect(receiver, weak=False, dispatch_uid=_UID)
+
+
+_ORDERLY: Final = (None, 0, 0x9B)  # alive, ended, to be replaced: what billiard itself says nothing of
+
+
+def _joined(layer: Layer) -> Callable[..., Any]:
+    """``_join_exited_workers`` of the pool: of one that was lost with its task Celery tells, of an idle one nobody."""
+
+    def _join_exited_workers(self: Any, shutdown: bool = False) -> Any:
+        lost: list[Any] = []
+        if layer.is_on and not shutdown:
+            with contained("looking for lost pool processes"):
+                lost = _lost_idle(self)
+        found = layer.before(self, shutdown)
+        for worker in lost:
+            with contained("telling of a lost pool process"):
+                _note_lost(worker)
+        return found
+
+    return _join_exited_workers
+
+
+def _lost_idle(pool: Any) -> list[Any]:
+    lost = [
+        worker
+        for worker in pool._pool
+        if worker.exitcode not in _ORDERLY and not getattr(worker, "_controlled_termination", False)
+    ]
+    if not lost:
+        return []
+    busy = {pid for job in list(pool._cache.values()) if not job.ready() for pid in job.worker_pids()}
+    return [worker for worker in lost if worker.pid not in busy]
+
+
+def _note_lost(worker: Any) -> None:
+    if state.current is None:
+        return
+    text = f"a pool process of Celery was lost: {_how_it_ended(worker.exitcode)}"
+    seen = Sighting(text, mechanism="celery", handled=False, severity=Severity.CRITICAL, place="celery pool")
+    seen.facts = {"celery.process": worker.name, "celery.pid": worker.pid}
+    state.current.see(seen)
+
+
+# RQ
+
+
+def _job_facts(job: Any) -> dict[str, Any]:
+    facts = {"rq.job_id": job.id, "rq.queue": job.origin}
+    try:
+        return {**facts, "rq.function": job.func_name, "rq.args": job.args, "rq.kwargs": job.kwargs}
+    except Exception:  # what it was called with cannot be read, which may be why it failed
+        return facts
+
+
+def _performed(layer: Layer) -> Callable[..., Any]:
+    """``perform_job``: in the work horse, or in the worker itself where that forks none."""
+
+    def perform_job(self: Any, job: Any, *args: Any, **kwargs: Any) -> Any:
+        if not layer.is_on or state.current is None:
+            return layer.before(self, job, *args, **kwargs)
+        token = None
+        with contained("reading what RQ begins"):
+            token = current_facts.set({**(current_facts.get() or {}), **_job_facts(job)})
+        try:
+            return layer.before(self, job, *args, **kwargs)
+        finally:
+            if token is not None:
+                current_facts.reset(token)
+
+    return perform_job
+
+
+def _excepted(layer: Layer) -> Callable[..., Any]:
+    """``handle_exception``: RQ logs the exception and asks its handlers; whether it tries again it decides later."""
+
+    def handle_exception(self: Any, job: Any, *exc_info: Any) -> Any:
+        if layer.is_on and state.current is not None:
+            with contained("reading what RQ reports"):
+                _note_job(job, exc_info[1])
+        return layer.before(self, job, *exc_info)
+
+    return handle_exception
+
+
+def _note_job(job: Any, exc: object) -> None:
+    if state.current is not None and isinstance(exc, BaseException) and not getattr(job, "retries_left", None):
+        state.current.see(Sighting(exc, mechanism="rq", handled=False))
+
+
+def _retried(layer: Layer) -> Callable[..., Any]:
+    """``handle_job_retry``: of a job that asks to be tried again by what it returns, perhaps once too often."""
+
+    def handle_job_retry(self: Any, job: Any, queue: Any, retry: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer.is_on:
+            with contained("reading what RQ reports"):
+                _note_given_up(job, retry)
+        return layer.before(self, job, queue, retry, *args, **kwargs)
+
+    return handle_job_retry
+
+
+def _note_given_up(job: Any, retry: Any) -> None:
+    if state.current is not None and job.number_of_retries and job.number_of_retries >= retry.max:
+        text = f"{job.func_name} was given up after {job.number_of_retries} retries"
+        state.current.see(Sighting(text, mechanism="rq", handled=False, place=job.func_name))
+
+
+def _killed(layer: Layer) -> Callable[..., Any]:
+    """``handle_work_horse_killed``: in the worker, of a horse that has ended without a word about its job."""
+
+    def handle_work_horse_killed(self: Any, job: Any, retpid: Any, ret_val: Any, rusage: Any) -> Any:
+        if layer.is_on and state.current is not None:
+            with contained("reading what RQ reports"):
+                _note_killed(job, ret_val)
+        return layer.before(self, job, retpid, ret_val, rusage)
+
+    return handle_work_horse_killed
+
+
+def _note_killed(job: Any, status: int | None) -> None:
+    if state.current is None:
+        return
+    facts = _job_facts(job)
+    function = facts.get("rq.function", job.id)
+    how = "nobody knows how" if status is None else _how_it_ended(os.waitstatus_to_exitcode(status))
+    text = f"the work horse of RQ was lost in {function}: {how}"
+    seen = Sighting(text, mechanism="rq", handled=False, severity=Severity.CRITICAL, place=function, facts=facts)
+    state.current.see(seen)
+
+
+def _patch_rq(module: ModuleType) -> None:
+    kind = module.BaseWorker if hasattr(module, "BaseWorker") else module.Worker
+    _patch(kind, "perform_job", _performed)
+    _patch(kind, "handle_exception", _excepted)
+    _patch(kind, "handle_work_horse_killed", _killed)
+    if hasattr(kind, "handle_job_retry"):
+        _patch(kind, "handle_job_retry", _retried)
+
+
+_PLACES: Final[dict[str, Callable[[ModuleType], None]]] = {
+    "celery.signals": _hook_celery_signals,
+    "billiard.pool": lambda module: _patch(module.Pool, "_join_exited_workers", _joined),
+    "rq.worker": _patch_rq,
+}
