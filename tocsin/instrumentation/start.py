@@ -133,6 +133,19 @@ def _start(settings: Settings) -> None:
     register_at_exit()
 
 
+def follow(settings: Settings) -> None:
+    """Watch a process that a watched one has spawned, unless it is watched already; its spool is made at need."""
+    with contained("following the process that has spawned this one"), _lock:
+        if state.current is None:
+            scrub.hide(settings.secrets())
+            state.settings, state.current = settings, _Unborn()
+            hooks.install()
+            pools.install()
+            logs.install()
+            context.install()
+            register_at_exit()
+
+
 def register_at_exit() -> None:
     """Store what is left when the process ends, and begin anew in forked children; once."""
     global _registered
