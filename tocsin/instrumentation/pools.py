@@ -7,6 +7,7 @@ that notices. A job that succeeds pays nothing.
 
 from __future__ import annotations
 
+import pickle
 import sys
 from concurrent.futures import Future
 from functools import partial
@@ -27,15 +28,26 @@ def install() -> None:
         patch.install()
     after_import("multiprocessing.pool", _patch_pool)
     after_import("multiprocessing.util", _watch_process)
+    after_import("multiprocessing.process", _patch_start)
 
 
 def uninstall() -> None:
     """Put back what was found, where nobody has hooked in on top of us since."""
     global _on_fork
-    for patch in (*_PATCHES, *_pool_patches):
+    for patch in (*_PATCHES, *_late_patches):
         patch.uninstall()
-    _pool_patches.clear()
+    _late_patches.clear()
     _on_fork = None
+
+
+_late_patches: list[Patch] = []
+"""Of modules that most programs never import."""
+
+
+def _install_late(patch: Patch) -> None:
+    if not any((one.owner, one.name) == (patch.owner, patch.name) for one in _late_patches):
+        _late_patches.append(patch)
+        patch.install()
 
 
 # Futures
@@ -116,15 +128,10 @@ def _note_unread(exc: object, pool: str) -> None:
 
 # Pools of multiprocessing, whose results are like futures
 
-_pool_patches: list[Patch] = []
-
 
 def _patch_pool(module: ModuleType) -> None:
-    if not _pool_patches:
-        kinds = (module.ApplyResult, module.MapResult)
-        _pool_patches.extend(Patch(kind, "_set", partial(_failing_result, _unread_result(kind))) for kind in kinds)
-    for patch in _pool_patches:
-        patch.install()
+    for kind in (module.ApplyResult, module.MapResult):
+        _install_late(Patch(kind, "_set", partial(_failing_result, _unread_result(kind))))
 
 
 def _unread_result(kind: Any) -> Any:
@@ -189,3 +196,43 @@ def _note_end_of_process() -> None:
         while tb is not None and tb.tb_frame.f_globals.get("__name__") == "multiprocessing.process":
             tb = tb.tb_next
         capture.see(Sighting(exc, mechanism="multiprocessing", handled=False, tb=tb))
+
+
+# A process that is spawned begins with nothing; it is given with its work what makes it begin as its parent did
+
+_BEGIN: Final = """
+try:
+    import pickle
+    from tocsin.instrumentation.start import follow
+    follow(pickle.loads({settings!r}))
+except Exception:
+    pass
+"""
+
+
+class _Ticket:
+    """Unpickled in the child it starts tocsin there; it names nothing that the child might not find."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (_BEGIN.format(settings=pickle.dumps(state.settings)), {})
+
+
+def _patch_start(module: ModuleType) -> None:
+    _install_late(Patch(module.BaseProcess, "start", _giving_ticket))
+
+
+def _giving_ticket(layer: Layer) -> Any:
+    def start(self: Any) -> Any:
+        if not layer.is_on or state.settings is None:
+            return layer.before(self)
+        with contained("preparing a process"):
+            vars(self)[_TICKET] = _Ticket()
+        try:
+            return layer.before(self)
+        finally:
+            vars(self).pop(_TICKET, None)
+
+    return start
+
+
+_TICKET: Final = "_tocsin"
