@@ -338,7 +338,13 @@ class Drain:
         """What is known of the process that the lines are from, now."""
         if orphan is not None:
             ended_at = clock.from_ns(orphan.ended_ns) if orphan.ended_ns else None
-            return replace(instance, lost=orphan.lost, is_alive=False, ended_at=ended_at, ended_how=orphan.how)
+            return replace(
+                instance,
+                lost=orphan.lost,
+                is_alive=False,
+                ended_at=instance.ended_at or ended_at,
+                ended_how=instance.ended_how or orphan.how,
+            )
         assert self._spool is not None
         words = self._spool.life.read()
         self._has_row = True
