@@ -27,6 +27,7 @@ from tocsin.instrumentation import (
     context,
     crumbs,
     ends,
+    faults,
     hooks,
     imports,
     jobs,
@@ -164,12 +165,13 @@ def _open(settings: Settings, first: State) -> Capture | None:
         return None
     own.life.set_watcher(ends.watcher_pid())
     own.life.set_state(first)
+    faults.watch(own)
 
     def keep_count() -> None:  # again and again: two threads may have written it in the wrong order
         requests.tell_to(own.life.set_active)
 
     keep_count()
-    drain = Drain(settings, own, own.folder, _say_stored, chores=(keep_count,))
+    drain = Drain(settings, own, own.folder, _say_stored, chores=(keep_count, functools.partial(faults.watch, own)))
     drain.start()
     return Capture(own, drain)
 
@@ -200,6 +202,7 @@ def _stop(timeout_s: float) -> None:
     if capture is not None:
         requests.tell_to(None)
         capture.close(timeout_s)
+        faults.uninstall()
 
 
 def _end() -> None:
@@ -225,6 +228,7 @@ def _after_fork() -> None:
     _header = None
     own_threads.clear()
     ends.watched_by.clear()
+    faults.begin_anew()
     requests.begin_anew()
     stop.begin_anew()
     inherited = state.current
@@ -248,6 +252,7 @@ def live_on(timeout_s: float | None = None) -> None:
     capture = _born(stand_in) if isinstance(stand_in, _Unborn) else stand_in
     if isinstance(capture, Capture):
         capture.spool.life.set_state(State.ALIVE)
+        faults.watch(capture.spool)
 
 
 def _patch_gunicorn(module: ModuleType) -> None:
