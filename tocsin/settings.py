@@ -300,6 +300,11 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}"
 
 
+def substitute_spool_dir() -> str:
+    """Where errors are kept when the spool folder cannot be used."""
+    return str(Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}" / "spool")
+
+
 def _default_database_url() -> str:
     return f"sqlite:///{state_folder() / 'tocsin.db'}"
 
@@ -333,6 +338,9 @@ class Settings:
     release: str | None = _setting(None, _text, "name of the release (default: the git commit of the working folder)")
     capture_4xx: bool = _setting(False, _switch, "store expected errors (4xx, validation) too")
     log_level: str = _setting("error", _one_of("warning", "error", "critical"), "from which level log lines are errors")
+    breadcrumbs: int = _setting(
+        30, _whole(0, 100, "breadcrumbs"), "how many log lines and outgoing calls before an error stay with it"
+    )
     categories: tuple[tuple[str, str, str], ...] = _setting(
         (), _categories, "own categories: billing=module:shop.billing,stripe=host:api.stripe.com"
     )
@@ -472,7 +480,9 @@ def as_text(value: Any) -> str:
 
 
 # Names read elsewhere: by `tocsin run` for its child, and by the tests.
-_NOT_SETTINGS = {*("TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED"), *("TOCSIN_TOLD", "TOCSIN_WATCHER", "TOCSIN_INSTANCE")}
+_NOT_SETTINGS = {
+    *("TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED", "TOCSIN_TOLD", "TOCSIN_WATCHER", "TOCSIN_INSTANCE"),
+}
 
 _OPTIONS = {"TOCSIN_HOST": "--host", "TOCSIN_PORT": "--port"}
 

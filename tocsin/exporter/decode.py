@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from tocsin import clock, packing, semconv
-from tocsin.exporter import classify, frames
+from tocsin.exporter import breadcrumbs, classify, frames
 from tocsin.exporter.brief import without_numbers
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
 from tocsin.exporter.scrub import scrub_text
@@ -183,7 +183,7 @@ def decode(
     match content.get("kind"):
         case "error":
             moment = clock.from_ns(int(content["time_unix_nano"])) + behind
-            return _error(content, source, moment, known, own=own_categories, capture_4xx=capture_4xx)
+            return _error(content, source, moment, known, behind, own=own_categories, capture_4xx=capture_4xx)
         case "amend":
             return _amendment(content)
         case "repeats":
@@ -202,6 +202,7 @@ def _error(
     source: Source,
     moment: datetime,
     known: Known,
+    behind: timedelta,
     *,
     own: tuple[tuple[str, str, str], ...],
     capture_4xx: bool,
@@ -254,6 +255,8 @@ def _error(
         )
     context = dict(attributes.get(semconv.CONTEXT) or {})
     context.update((key, value) for key, value in attributes.items() if key not in _CONSUMED)
+    if semconv.BREADCRUMBS in context:
+        context[semconv.BREADCRUMBS] = breadcrumbs.dated(context[semconv.BREADCRUMBS], behind)
     if stored:
         # Another machine's paths are not ours to read.
         context[semconv.FRAMES] = stored if is_foreign else with_source(stored)

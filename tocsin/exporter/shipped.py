@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tocsin import semconv
-from tocsin.exporter import foreign
+from tocsin.exporter import breadcrumbs, foreign
 from tocsin.exporter.foreign import Error, Resource, Stacks
 from tocsin.exporter.join import status_in
 from tocsin.exporter.otlp_json import loads
@@ -74,11 +74,15 @@ def _error(content: Mapping[str, Any], resource: Resource, stacks: Stacks, now_n
     )
     foreign.said_by_sender(made, attributes)
     made.own = _own_words(attributes)
+    if crumbs := breadcrumbs.bounded(attributes.get(semconv.BREADCRUMBS), resource.offset_ns):
+        made.own[semconv.BREADCRUMBS] = crumbs
     made.is_shipped = True
     return made
 
 
-_SAID_APART = frozenset({semconv.EXCEPTION_TYPE, semconv.LOGGER, semconv.HTTP_STATUS, semconv.CONTEXT})
+_SAID_APART = frozenset(
+    {semconv.BREADCRUMBS, semconv.EXCEPTION_TYPE, semconv.LOGGER, semconv.HTTP_STATUS, semconv.CONTEXT}
+)
 
 
 def _own_words(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """
-Log lines at level ERROR and above are errors; an exception that they carry is the error itself.
+Log lines at level ERROR and above are errors; an exception that they carry is the error itself. Those below
+are breadcrumbs of the errors that come after them.
 
 The hook is in `logging.Logger.callHandlers`, which every line passes whatever handlers, levels and
 propagation a program sets up, and which `dictConfig` leaves alone.
@@ -10,18 +11,34 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from threading import get_ident
 from typing import Any, Final
 
 from tocsin import semconv
-from tocsin.contained import contained
-from tocsin.instrumentation import stacks, state
+from tocsin.contained import contained, note, own_threads
+from tocsin.instrumentation import crumbs, stacks, state
 from tocsin.instrumentation.state import Sighting
 
 LEVELS: Final = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 # Ours, and what reports an exception that another hook has seen or will see.
 _LEFT_OUT: Final = ("tocsin", "opentelemetry")
-_ECHOES: Final = {("uvicorn.error", "Application startup failed. Exiting.")}
+# What they say of a call below a warning is in the call's own breadcrumb; what asyncio says is of no use.
+_CHATTER: Final = ("httpx", "httpcore", "urllib3", "asyncio")
+_ECHOES: Final = {
+    ("uvicorn.error", "Application startup failed. Exiting."),
+    ("uvicorn.error", "Cancel %s running task(s), timeout graceful shutdown exceeded"),  # each is named
+    ("multiprocessing", "Process %r pid:%r exited with %r"),  # of Celery's pool
+}
+# The functions of frameworks that log what their hook has seen, or the layer around a request will see.
+_REPORTERS: Final = {
+    "log_response": "django",
+    "log_message": "django",
+    "_log": "werkzeug",
+    "_log_error": "celery.app.trace",
+    "on_timeout": "celery.worker.request",
+    "handle_exception": "rq.worker",
+}
 
 
 class _Quiet(threading.local):
@@ -52,7 +69,14 @@ def install() -> None:
         if record.levelno >= _threshold():
             with contained("reading a log line"):
                 _note(record)
+            original(self, record)
+            return
         original(self, record)
+        if crumbs.most and state.current is not None:
+            try:
+                _leave(self, record)
+            except Exception as problem:
+                note("leaving a breadcrumb", problem)
 
     callHandlers._tocsin = True  # type: ignore[attr-defined]
     logging.Logger.callHandlers = callHandlers  # type: ignore[method-assign]
@@ -75,10 +99,12 @@ def _note(record: logging.LogRecord) -> None:
     name = record.name
     if capture is None or _quiet.depth or name.partition(".")[0] in _LEFT_OUT:
         return
-    if type(record.msg) is str and (name, record.msg) in _ECHOES:
+    if _is_echo(record):
         return
     exc_info = record.exc_info if isinstance(record.exc_info, tuple) else (None, None, None)
     exc = exc_info[1]
+    if type(exc).__name__ == "ExceptionWithTraceback":  # how Celery's pool hands an exception to its parent
+        exc, exc_info = getattr(exc, "exc", exc), (None, None, None)
     attributes: dict[str, Any] = {
         semconv.CODE_FILE: record.pathname,
         semconv.CODE_LINE: record.lineno,
@@ -93,6 +119,61 @@ def _note(record: logging.LogRecord) -> None:
         seen.stack = f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n'
     seen.level, seen.logger, seen.facts, seen.attributes = record.levelno, name, _extra(record), attributes
     capture.see(seen)
+
+
+def _leave(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """
+    Leave a line as a breadcrumb, once the program's own handlers have had it.
+
+    What they made of its arguments stands in the record by then, so that nothing is made twice, and nothing
+    that the program would not have made.
+    """
+    name = record.name
+    level = record.levelno
+    first = name.partition(".")[0]
+    if first in _LEFT_OUT or (first in _CHATTER and level < logging.WARNING) or get_ident() in own_threads:
+        return
+    message = record.__dict__.get("message")
+    if message is None:
+        message = _unmade(record) if _is_emitted(logger, level) else None
+    if isinstance(message, str):
+        crumbs.log_line(int(record.created * 1e9), level, name, str.__str__(message))
+
+
+def _is_emitted(logger: logging.Logger | None, level: int) -> bool:
+    """Whether one of the handlers that a line passes takes its level."""
+    while logger is not None:
+        for handler in logger.handlers:
+            if level >= handler.level and not isinstance(handler, logging.NullHandler):
+                return True
+        logger = logger.parent if logger.propagate else None
+    return False
+
+
+def _unmade(record: logging.LogRecord) -> str | None:
+    """The message of a line that a handler formats in a way of its own; only plain arguments are put into it."""
+    template, arguments = record.msg, record.args
+    if type(template) is dict:  # as structlog hands it on
+        template, arguments = template.get("event"), None
+    if type(template) is not str:
+        return None
+    if type(arguments) is not tuple or not arguments or not _PLAIN.issuperset(map(type, arguments)):
+        return template
+    try:
+        return template % arguments
+    except (TypeError, ValueError):
+        return template
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+
+
+def _is_echo(record: logging.LogRecord) -> bool:
+    """Whether a line tells what is told already, or will be, with more to it."""
+    reporter = _REPORTERS.get(record.funcName)
+    if reporter is not None and (record.name == reporter or record.name.startswith(f"{reporter}.")):
+        return True
+    return type(record.msg) is str and (record.name, record.msg) in _ECHOES
 
 
 def _message(record: logging.LogRecord) -> str:
