@@ -33,11 +33,13 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put back what was found, where nobody has hooked in on top of us since."""
-    global _on_fork
+    global _at_end
     for patch in (*_PATCHES, *_late_patches):
         patch.uninstall()
     _late_patches.clear()
-    _on_fork = None
+    if _at_end is not None:
+        _at_end.call.cancel()
+        _at_end = None
 
 
 _late_patches: list[Patch] = []
@@ -165,25 +167,25 @@ def _failing_result(unread: Any, layer: Layer) -> Any:
 # Processes: what ends one is printed by `multiprocessing` itself, and seen by no hook
 
 
-class _OnFork:
-    """Known to `multiprocessing.util`, for as long as it is kept here."""
+class _AtEnd:
+    """A call at the end of this process's work, and of that of each child that forgets its parent's."""
+
+    def __init__(self, util: ModuleType) -> None:
+        self._util = util
+        self.begin()
+        util.register_after_fork(self, _AtEnd.begin)  # for as long as this object is kept
+
+    def begin(self) -> None:
+        self.call = self._util.Finalize(None, _note_end_of_process, exitpriority=1000)
 
 
-_on_fork: _OnFork | None = None
+_at_end: _AtEnd | None = None
 
 
 def _watch_process(util: ModuleType) -> None:
-    """In each child of this process, and in this one where it is such a child itself."""
-    global _on_fork
-    if _on_fork is None:
-        _on_fork = _OnFork()
-        util.register_after_fork(_on_fork, lambda _: _watch_end(util))
-        if util.process.parent_process() is not None:
-            _watch_end(util)
-
-
-def _watch_end(util: ModuleType) -> None:
-    util.Finalize(None, _note_end_of_process, exitpriority=1000)
+    global _at_end
+    if _at_end is None:
+        _at_end = _AtEnd(util)
 
 
 def _note_end_of_process() -> None:
