@@ -18,7 +18,7 @@ from tocsin import requests
 from tocsin.contained import contained
 from tocsin.exporter.fingerprint import template
 from tocsin.exporter.scrub import scrub_text
-from tocsin.instrumentation import state
+from tocsin.instrumentation import ends, state
 from tocsin.instrumentation.context import SEEN, Scope, current_scope, link_scopes, root_of, route_of
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
@@ -122,8 +122,10 @@ def _watching_lifespan(send: Send) -> Send:
         if exc is None or state.current is None:
             await send(message)
             return
-        severity = Severity.CRITICAL if message["type"] == "lifespan.startup.failed" else Severity.HIGH
-        state.current.see(Sighting(exc, mechanism="asgi", handled=False, severity=severity))
+        is_last = message["type"] == "lifespan.startup.failed"  # the server ends, with an exit code that says less
+        severity = Severity.CRITICAL if is_last else Severity.HIGH
+        if state.current.see(Sighting(exc, mechanism="asgi", handled=False, severity=severity)) and is_last:
+            ends.note_told()
         with quiet():  # the server logs the text
             await send(message)
 

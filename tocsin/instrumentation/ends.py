@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from tocsin.contained import contained
@@ -31,6 +32,13 @@ def take_watcher() -> None:
     found = {name: value for name in (WATCHER, INSTANCE) if (value := os.environ.pop(name, ""))}
     if found.get(WATCHER) == str(os.getppid()):
         watched_by.update(found)
+
+
+def note_told() -> None:
+    """For `tocsin run`, which has started this process or one before it: why it ends need not be told again."""
+    if told := os.environ.get("TOCSIN_TOLD"):
+        with contained("noting what was told"):
+            Path(told).touch(mode=0o600)
 
 
 def watcher_pid() -> int:

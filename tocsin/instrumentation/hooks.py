@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FunctionType, MethodType, TracebackType
 from typing import Any, Final
 
 from tocsin.contained import contained
 from tocsin.exporter.classify import qualified
-from tocsin.instrumentation import stacks, state
+from tocsin.instrumentation import ends, stacks, state
 from tocsin.instrumentation.context import current_facts, current_scope
 from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.patches import Layer, Patch, layer_of
@@ -56,14 +54,7 @@ def _note_uncaught(exc: BaseException, tb: TracebackType | None) -> None:
             and issubclass(type(exc), BaseException)
             and capture.see(Sighting(exc, mechanism="excepthook", handled=False, tb=tb))
         ):
-            _note_told()
-
-
-def _note_told() -> None:
-    """For `tocsin run`, where it watches a program that has started this process: it need not tell of it again."""
-    if told := os.environ.get("TOCSIN_TOLD"):
-        with contained("noting what was told"):
-            Path(told).touch(mode=0o600)
+            ends.note_told()
 
 
 # Threads
