@@ -69,5 +69,5 @@ begin_anew = uninstall
 
 def _enable(file: _File) -> None:
     global _ours
-    faulthandler.enable(file, all_threads=True)  # type: ignore[arg-type]
+    faulthandler.enable(file, all_threads=True)
     _ours = weakref.ref(file)
