@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from tocsin.contained import pass_on
 from tocsin.exporter import node
 from tocsin.exporter.raw import exit_code_of, is_group, members_of, module_of, mro_of, qualname_of
 from tocsin.model import Severity
@@ -600,5 +601,6 @@ def _talks_http(names: tuple[str, ...]) -> bool:
 def _attribute(thing: object, name: str) -> object:
     try:
         return getattr(thing, name, None)
-    except BaseException:  # a property of somebody else's class: httpx raises where no request is set
+    except BaseException as problem:  # a property of somebody else's class: httpx raises where no request is set
+        pass_on(problem)
         return None

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 from uuid import UUID
 
+from tocsin.contained import pass_on
 from tocsin.text import STACK_LIMIT, clean
 
 MASK = "[scrubbed]"
@@ -65,10 +66,16 @@ def scrub_text(text: str) -> str:
     The text with everything masked that looks like a secret or stands under a secret's name.
 
     Scrubbing twice changes nothing more. Scrub before shortening: half a secret has no shape.
+
+    Raises:
+        MemoryError, RecursionError: there was no room for the work.
     """
     try:
         return _scrub_text(text)
-    except Exception:
+    except (MemoryError, RecursionError):  # for want of what the caller may have: nothing is known of the text
+        raise
+    except Exception as problem:
+        pass_on(problem)
         return FAILED
 
 
@@ -527,7 +534,8 @@ class _Walk:
     def visit(self, value: object, key: str | None, depth: int) -> Any:
         try:
             return self._visit(value, key, depth)
-        except Exception:
+        except BaseException as problem:  # of the value's own code
+            pass_on(problem)
             return FAILED
 
     def _visit(self, value: object, key: str | None, depth: int) -> Any:
@@ -576,7 +584,8 @@ class _Walk:
         self.above.add(id(value))
         try:
             return visit(value, depth + 1)
-        except Exception:
+        except BaseException as problem:
+            pass_on(problem)
             return UNREADABLE
         finally:
             self.above.discard(id(value))

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from tocsin import semconv
+from tocsin.contained import pass_on
 from tocsin.exporter.fingerprint import template
 from tocsin.exporter.raw import attributes_of, traceback_of
 from tocsin.exporter.scrub import scrub_query, scrub_text, scrub_url, scrub_value
@@ -108,7 +109,8 @@ def as_facts(said: object) -> dict[str, Any]:
     try:
         if isinstance(said, Mapping):
             return dict(said)
-    except BaseException:  # foreign code, asked by us
+    except BaseException as problem:  # foreign code, asked by us
+        pass_on(problem)
         return {"context": f"<{type(said).__name__} that cannot be read>"}
     return {"context": said}
 

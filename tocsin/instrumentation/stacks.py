@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import linecache
 import os
+import stat
 import sys
 import sysconfig
 import traceback
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final
 
+from tocsin.contained import pass_on
 from tocsin.exporter.classify import qualified
 from tocsin.exporter.frames import in_app
 from tocsin.exporter.raw import (
@@ -80,7 +82,9 @@ def key_of(tb: TracebackType | None) -> Key:
         add(id(tb.tb_frame.f_code))
         add(tb.tb_lasti)
         tb = tb.tb_next
-    if len(parts) > 4 * MAX_FRAMES:  # a deep recursion is the same place at any depth
+        if len(parts) > 8 * MAX_FRAMES:  # a deep recursion is the same place at any depth
+            del parts[2 * MAX_FRAMES : -2 * MAX_FRAMES]
+    if len(parts) > 4 * MAX_FRAMES:
         del parts[2 * MAX_FRAMES : -2 * MAX_FRAMES]
     return tuple(parts)
 
@@ -112,13 +116,15 @@ def forget() -> None:
 
 def _make_link(exc: BaseException, tb: TracebackType | None) -> Link:
     entries: list[TracebackType] = []
-    entry = tb
+    total, entry = 0, tb
     while entry is not None:
         entries.append(entry)
-        entry = entry.tb_next
-    left_out = len(entries) - 2 * MAX_FRAMES
+        total, entry = total + 1, entry.tb_next
+        if len(entries) > 4 * MAX_FRAMES:
+            del entries[MAX_FRAMES:-MAX_FRAMES]
+    left_out = total - 2 * MAX_FRAMES
     if left_out > 0:
-        entries = entries[:MAX_FRAMES] + entries[-MAX_FRAMES:]
+        del entries[MAX_FRAMES:-MAX_FRAMES]
     spots = _spots_of(entries)
 
     texts = ["Traceback (most recent call last):\n"] if spots else []
@@ -165,14 +171,44 @@ def _spots_of(entries: list[TracebackType]) -> list[_Spot]:
 
 
 def _make_spots(entries: list[TracebackType]) -> list[_Spot]:
-    texts = _tidy_all(["".join(traceback.StackSummary.from_list([_summary(entry)]).format()) for entry in entries])
+    texts = _tidy_all([_text_of(entry) for entry in entries])
     spots = []
     for entry, text in zip(entries, texts, strict=True):
         code = entry.tb_frame.f_code
         line = text.split("\n", 2)[1].strip() if text.count("\n") > 1 else ""
-        identity = (code.co_filename, entry.tb_lineno, code.co_name)
+        identity = (_exact(code.co_filename), entry.tb_lineno, _exact(code.co_name))
         spots.append(_Spot(code, identity, text, _as_json(entry.tb_frame, entry.tb_lineno, line)))
     return spots
+
+
+_exact: Final = str.__str__
+"""A text itself: those of code that was made by hand may be of a class of their own."""
+
+
+def _text_of(entry: TracebackType) -> str:
+    """A frame as Python shows it, without its line where that cannot be had."""
+    code = entry.tb_frame.f_code
+    file, name = _exact(code.co_filename), _exact(code.co_name)
+    try:
+        if _is_readable(file):
+            return "".join(traceback.StackSummary.from_list([_summary(entry)]).format())
+    except BaseException as problem:  # of a loader, or for a name that is none
+        pass_on(problem)
+    return f'  File "{file}", line {entry.tb_lineno}, in {name}\n'
+
+
+def _is_readable(file: str) -> bool:
+    """Whether to ask for lines: what is no file of a bearable size may never end, or wait for somebody to write."""
+    if file in linecache.cache:
+        return True
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return True
+    return stat.S_ISREG(found.st_mode) and found.st_size <= _LARGEST_FILE
+
+
+_LARGEST_FILE: Final = 4 * 2**20
 
 
 def _summary(entry: TracebackType) -> traceback.FrameSummary:
@@ -182,12 +218,13 @@ def _summary(entry: TracebackType) -> traceback.FrameSummary:
     The lines that `linecache` has are those of the code that runs; and asking the disk costs more than the rest.
     """
     code = entry.tb_frame.f_code
-    linecache.lazycache(code.co_filename, entry.tb_frame.f_globals)
+    file = _exact(code.co_filename)
+    linecache.lazycache(file, entry.tb_frame.f_globals)
     position = next(islice(code.co_positions(), entry.tb_lasti // 2, None), (None, None, None, None))
     return traceback.FrameSummary(
-        code.co_filename,
+        file,
         entry.tb_lineno,
-        code.co_name,
+        _exact(code.co_name),
         lookup_line=False,
         end_lineno=position[1],
         colno=position[2],
@@ -209,14 +246,14 @@ def _tidy_all(texts: list[str]) -> list[str]:
 def _as_json(frame: FrameType, line: int, text: str) -> str:
     """A frame as it is stored (see `tocsin.model.Frame`); the lines around it are read by the drain."""
     code = frame.f_code
-    module = frame.f_globals.get("__name__")
+    module, file = dict.get(frame.f_globals, "__name__"), _exact(code.co_filename)
     return (
-        f'{{"module":{_quote(clean(module, 200) if isinstance(module, str) else "unknown")}'
-        f',"function":{_quote(clean(code.co_qualname, 200))}'
-        f',"file":{_quote(clean(code.co_filename, 500))}'
+        f'{{"module":{_quote(clean(_exact(module), 200) if issubclass(type(module), str) else "unknown")}'
+        f',"function":{_quote(clean(_exact(code.co_qualname), 200))}'
+        f',"file":{_quote(clean(file, 500))}'
         f',"line":{line or 0}'
         f',"text":{_quote(text)}'
-        f',"in_app":{"true" if is_app_file(code.co_filename) else "false"}}}'
+        f',"in_app":{"true" if is_app_file(file) else "false"}}}'
     )
 
 
@@ -232,7 +269,8 @@ def _hint(exc: BaseException, message: str, link: Link) -> str:
         try:
             shown = traceback.TracebackException(type(exc), exc, traceback_of(exc), limit=1).format_exception_only()
             head, found, tail = "".join(shown).rstrip("\n").rpartition(". Did you mean")
-        except BaseException:  # it looks into the user's objects
+        except BaseException as problem:  # it looks into the user's objects
+            pass_on(problem)
             head = ""
         link.hint = (message, scrub_text(found + tail) if head and found else "")
     return link.hint[1]
@@ -252,12 +290,25 @@ def safe_message(exc: BaseException) -> str:
     """``str(exc)``, whatever the class does in it: cut, cleaned and scrubbed; a placeholder where it fails."""
     try:
         text = str(exc)
-        if type(text) is not str:
-            text = str.__str__(text)
-        return tidy(text)
-    except BaseException:
+    except BaseException as problem:
         # It is the exception's own code that raised: nobody asked for this interrupt or exit.
+        pass_on(problem)
+        if issubclass(type(problem), RecursionError) and _is_short_of_frames():
+            raise
         return "<exception str() failed>"
+    return tidy(_exact(text))
+
+
+def _is_short_of_frames() -> bool:
+    """Whether it is the stack of whoever reports the error that is nearly used up."""
+    try:
+        sys._getframe(sys.getrecursionlimit() - _FRAMES_FOR_STR)
+    except ValueError:
+        return False
+    return True
+
+
+_FRAMES_FOR_STR: Final = 150
 
 
 def tidy(text: str, limit: int = MESSAGE_LIMIT) -> str:
@@ -324,7 +375,8 @@ def _last_line(exc: BaseException, message: str, link: Link) -> str:
     if issubclass(type(exc), SyntaxError):
         try:
             return tidy("".join(traceback.format_exception_only(exc)))
-        except BaseException:  # its attributes may be anything
+        except BaseException as problem:  # its attributes may be anything
+            pass_on(problem)
             return f"{name}: {message}\n"
     text = f"{name}: {message}{_hint(exc, message, link)}\n" if message else f"{name}\n"
     notes = attributes_of(exc).get("__notes__")
@@ -428,7 +480,7 @@ def caller(skip: Callable[[str], bool] | None = None) -> FrameType | None:
     """The innermost frame outside tocsin (and outside what `skip` names by its file)."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
+        file = _exact(frame.f_code.co_filename)
         if not file.startswith(_OWN_FOLDER) and not (skip and skip(file)):
             return frame
         frame = frame.f_back
