@@ -76,6 +76,8 @@ def _leaving(original: Callable[[int], Any]) -> Callable[[int], Any]:
         with contained("noting an exit"):
             if life := _life():
                 life.set_state(State.LEFT, int(status))
+                if int(status) and not watched_by:  # what it left says so; whoever started it may end by that code too
+                    note_told()
         return original(status)
 
     _exit._tocsin = True  # type: ignore[attr-defined]
