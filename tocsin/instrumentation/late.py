@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import sys
@@ -74,9 +75,25 @@ def _frames_of(one: UnderWay) -> Iterator[traceback.FrameSummary]:
         return
     yield from frames_of_awaited(one.work)
     root = context.root_of(one.request)
+    for task in _tasks_of(root, one.work):
+        yield from frames_of_awaited(task)
     for thread_id, frame in sys._current_frames().items():
         if thread_id != threading.get_ident() and _works_for(root, frame):
             yield from _summaries(frame)
+
+
+def _tasks_of(root: Any, work: object) -> Iterator[Any]:
+    """Tasks that the request has started in this thread's loop: a framework streams its answer in one."""
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:  # no loop runs here
+        return
+    for task in tasks:
+        around = task.get_context() if hasattr(task, "get_context") else getattr(task, "_tocsin_context", None)
+        scope = around.get(context.current_scope) if around is not None else None
+        is_own = any(one is work for one in _chain_of(task))
+        if scope is not None and not is_own and context.root_of(scope) is root and task is not asyncio.current_task():
+            yield task
 
 
 def frames_of_thread(thread_id: int) -> Iterator[traceback.FrameSummary]:
@@ -88,14 +105,18 @@ def frames_of_thread(thread_id: int) -> Iterator[traceback.FrameSummary]:
 
 def frames_of_awaited(awaited: Any) -> Iterator[traceback.FrameSummary]:
     """Where a coroutine is, and what it awaits in turn, across tasks."""
+    for one in _chain_of(awaited):
+        for name in ("cr_frame", "gi_frame", "ag_frame"):
+            if (frame := getattr(one, name, None)) is not None:
+                yield _summary(frame)
+
+
+def _chain_of(awaited: Any) -> Iterator[Any]:
     for _ in range(_DEEPEST):
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        frame = frame or getattr(awaited, "ag_frame", None)
-        if frame is not None:
-            yield _summary(frame)
-        awaited = _next(awaited)
         if awaited is None:
             return
+        yield awaited
+        awaited = _next(awaited)
 
 
 def _next(awaited: Any) -> Any:

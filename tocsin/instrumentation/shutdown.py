@@ -33,6 +33,7 @@ CALLBACK_TIMEOUT_S: Final = 10.0
 
 _HOLD_S = 2.0
 _POLL_S = 0.02
+_LOOK_S = 0.005
 _STUCK_S = 1.0
 _LEAST_S = 0.05
 
@@ -54,6 +55,8 @@ class _Wish:
 _wishes: list[_Wish] = []
 _inherited: list[_Wish] = []
 _ending: _Ending | None = None
+_is_exiting = False  # the interpreter is
+_asked: int | None = None  # the signal that came meanwhile
 _has_waited = False
 """Whether a server has answered what was under way, or has cut it off; nobody waits for it again."""
 _most_s: float | None = None
@@ -101,8 +104,8 @@ def uninstall() -> None:
 
 def begin_anew() -> None:
     """In a forked process, which nobody has asked to stop yet."""
-    global _ending, _has_waited
-    _ending, _has_waited = None, False
+    global _ending, _has_waited, _is_exiting, _asked
+    _ending, _has_waited, _is_exiting, _asked = None, False, False, None
     _inherited[:] = _wishes
     _wishes.clear()
 
@@ -116,13 +119,22 @@ def live_on(timeout_s: float | None) -> None:
 
 def at_exit() -> None:
     """The program has come to its end by itself: do what is left; and if a signal was about to end it, it does."""
+    global _is_exiting
     ending = _ending
     if ending is not None:
         ending.hurry()
-        ending.is_over.wait(_in_all_s())
+        ending.wait(_in_all_s())
         _die(ending.number)
-    with contained("running what was left for the shutdown"):
-        _run_wishes()
+    _is_exiting = True
+    try:
+        with contained("running what was left for the shutdown"):
+            _run_wishes()
+    finally:
+        with contained("storing what is left"):
+            _close()
+        _is_exiting = False
+        if _asked is not None:
+            _die(_asked)
 
 
 def timeout_s() -> float:
@@ -152,7 +164,8 @@ async def _run_wishes_in_loop(is_forced: Callable[[], bool]) -> None:
     """In the program's own loop, until somebody forces the end."""
     while _wishes and not is_forced():
         wish = _wishes.pop()
-        work = asyncio.ensure_future(_fulfil(wish))
+        busy: list[int] = []
+        work = asyncio.ensure_future(_fulfil(wish, busy))
         until = time.monotonic() + wish.timeout_s
         while not work.done() and time.monotonic() < until and not is_forced():
             await asyncio.wait({work}, timeout=min(0.1, max(0.0, until - time.monotonic())))
@@ -160,12 +173,18 @@ async def _run_wishes_in_loop(is_forced: Callable[[], bool]) -> None:
             _tell_failure(work)
             continue
         if not is_forced():
-            _tell_hanging(wish, late.frames_of_awaited(work))
+            _tell_hanging(wish, late.frames_of_thread(busy[0]) if busy else late.frames_of_awaited(work))
         work.cancel()
         await asyncio.wait({work}, timeout=_LEAST_S)
 
 
-async def _fulfil(wish: _Wish) -> None:
+async def _fulfil(wish: _Wish, busy: list[int]) -> None:
+    """
+    Do one thing that was wished for.
+
+    Args:
+        busy: holds the number of the thread while one works for it.
+    """
     if inspect.iscoroutinefunction(wish.call):
         await wish.call()
         return
@@ -177,12 +196,15 @@ async def _fulfil(wish: _Wish) -> None:
             set_it(found)
 
     def work() -> None:
+        busy.append(threading.get_ident())
         try:
             found = wish.call()
         except BaseException as exc:
             loop.call_soon_threadsafe(give, answer.set_exception, _raisable(exc))
         else:
             loop.call_soon_threadsafe(give, answer.set_result, found)
+        finally:
+            busy.clear()
 
     threading.Thread(target=work, name=f"shutdown {wish.name}", daemon=True).start()
     found = await answer
@@ -257,7 +279,11 @@ def end(number: int, frame: FrameType | None) -> None:
     It comes again when the rest can be done without the main thread, which is then held here: it shall not go
     on with what the callbacks take away from it.
     """
-    global _ending
+    global _ending, _asked
+    if _is_exiting:
+        _note_stop(True)
+        _asked = number
+        return
     if not isinstance(state.current, Capture) and _ending is None:
         _die(number)
     if _ending is None:
@@ -265,31 +291,9 @@ def end(number: int, frame: FrameType | None) -> None:
         _ending = _Ending(number, _running_loop())
         _ending.start()
     if _ending.is_held():
-        _ending.is_over.wait(_HOLD_S)
-    if _ending.is_over.is_set():
+        _ending.wait(_HOLD_S)
+    if _ending.is_over:
         _die(number)
-
-
-class _Event:
-    """An event that a signal handler may wait for and set, in the middle of another who does."""
-
-    def __init__(self) -> None:
-        self._closed = threading.Lock()
-        self._closed.acquire()
-        self._is_set = False
-
-    def is_set(self) -> bool:
-        return self._is_set
-
-    def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
-            self._closed.release()
-
-    def wait(self, timeout_s: float) -> bool:
-        if self._closed.acquire(timeout=max(0.0, timeout_s)):
-            self._closed.release()
-        return self._is_set
 
 
 class _Ending:
@@ -297,7 +301,7 @@ class _Ending:
 
     def __init__(self, number: int, loop: asyncio.AbstractEventLoop | None) -> None:
         self.number = number
-        self.is_over = _Event()
+        self.is_over = False
         self._loop = loop if _wishes else None  # it is for them alone
         self._until = time.monotonic() + timeout_s()
         self._is_waiting = not _has_waited
@@ -308,7 +312,13 @@ class _Ending:
         try:
             threading._start_new_thread(self._run, ())  # type: ignore[attr-defined]
         except RuntimeError:
-            self.is_over.set()
+            self.is_over = True
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it is over; by looking again and again, since a lock could be held by who is interrupted here."""
+        until = time.monotonic() + timeout_s
+        while not self.is_over and time.monotonic() < until:
+            time.sleep(_LOOK_S)
 
     def hurry(self) -> None:
         """Nobody answers requests any more."""
@@ -333,7 +343,7 @@ class _Ending:
         self._call_main_thread()
         with contained("storing what is left"):
             _close()
-        self.is_over.set()
+        self.is_over = True
         self._call_main_thread()
         time.sleep(_STUCK_S)
         _force(self.number)  # the main thread is in a call that no signal ends

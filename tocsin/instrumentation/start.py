@@ -152,7 +152,7 @@ def register_at_exit() -> None:
     global _registered
     if not _registered:
         _registered = True
-        atexit.register(_at_exit)
+        atexit.register(stop.at_exit)
         os.register_at_fork(after_in_child=_after_fork)
 
 
@@ -211,14 +211,6 @@ def _end() -> None:
     _stop(EXIT_TIMEOUT_S)
     if settings is not None:
         state.current = Aftermath(lambda: open_spool(settings, _header or _make_header(settings)))
-
-
-def _at_exit() -> None:
-    try:
-        stop.at_exit()
-    finally:
-        with contained("storing what is left"):
-            _end()
 
 
 def _after_fork() -> None:
