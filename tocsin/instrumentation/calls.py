@@ -58,7 +58,7 @@ class _Call:
     def leave(self, outcome: int | str) -> None:
         """Leave the crumb, once it is known what came of it: a status, or the type of an exception."""
         ms = round((time.perf_counter() - self.began) * 1000, 1)
-        crumbs.call(clock.now_ns(), (self.method, self.host, self.path), outcome, ms)
+        crumbs.call(clock.now_ns() / 1e9, (self.method, self.host, self.path), outcome, ms)
 
 
 def install() -> None:

@@ -363,10 +363,10 @@ class Capture:
         line = _line(
             error_id, sighting.time_ns, _severity_number(sighting), trace, message=message, attributes=attributes
         )
-        made = {semconv.BREADCRUMBS: crumbs.as_json(sighting.time_ns)}
+        made = {semconv.BREADCRUMBS: crumbs.as_json(sighting.time_ns / 1e9)}
         made[semconv.FRAMES] = frames_json
         is_written = self._append(line, made, durable=sighting.mechanism == "excepthook")
-        crumbs.error(sighting.time_ns, attributes.get(semconv.EXCEPTION_TYPE) or sighting.logger or "", message)
+        crumbs.error(sighting.time_ns / 1e9, attributes.get(semconv.EXCEPTION_TYPE) or sighting.logger or "", message)
         emit.emit(line)
         return is_written
 

@@ -19,9 +19,10 @@ from tocsin.contained import contained
 from tocsin.exporter.breadcrumbs import MOST_CHARS, Kind
 from tocsin.exporter.scrub import scrub_text
 from tocsin.instrumentation.context import current_scope, root_of
+from tocsin.instrumentation.stacks import make_room
 from tocsin.text import clean
 
-MAX_AGE_NS: Final = 5 * 60 * 1_000_000_000
+MAX_AGE_S: Final = 5 * 60
 """Older crumbs of a thread or task belong to other work, most likely; a request keeps its own."""
 
 MAX_BYTES: Final = 8 * 1024
@@ -30,12 +31,14 @@ MAX_BYTES: Final = 8 * 1024
 KEPT_CHARS: Final = MOST_CHARS + 256
 """Characters kept of a text: a secret that begins among those that are shown has its shape within these."""
 
-Crumb = tuple[int, Kind, int | None, float | None, *tuple[str, ...]]
-"""When, what, a level or status, milliseconds; then the texts."""
+Crumb = tuple[float, Kind, int | None, float | None, *tuple[str, ...]]
+"""When (seconds since the epoch), what, a level or status, milliseconds; then the texts."""
 
 _KEY: Final = "tocsin.breadcrumbs"
 _ON_TASK: Final = "_tocsin_breadcrumbs"
 _LEVELS: Final = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
+_LOG: Final = Kind.LOG  # (looked up once: an enumeration's member costs more than the rest of a crumb)
+_MOST_KNOWN: Final = 500
 _SEAM: Final = "\n\0\n"
 
 most: int = 0
@@ -51,6 +54,7 @@ class _Own(threading.local):
 
 
 _own = _Own()
+_known: dict[Crumb, str] = {}
 
 
 def keep(count: int) -> None:
@@ -58,25 +62,27 @@ def keep(count: int) -> None:
     global most, _own
     most = count
     _own = _Own()
+    _known.clear()
 
 
-def log_line(time_ns: int, level: int, logger: str, message: str) -> None:
+def log_line(time_s: float, level: int, logger: str, message: str) -> None:
     """Leave a log line."""
-    _trail().append((time_ns, Kind.LOG, level, None, logger, _cut(message)))
+    if len(message) > KEPT_CHARS:
+        message = message[:KEPT_CHARS]
+    _trail().append((time_s, _LOG, level, None, logger, message))
 
 
-def call(time_ns: int, target: tuple[str, str, str], outcome: int | str, ms: float) -> None:
+def call(time_s: float, target: tuple[str, str, str], outcome: int | str, ms: float) -> None:
     """Leave an outgoing call: of method, host and path came a status, or the type of an exception."""
     status, problem = (outcome, "") if isinstance(outcome, int) else (None, outcome)
     method, host, path = map(_cut, target)
-    _trail().append((time_ns, Kind.HTTP, status, ms, method, host, path, _cut(problem)))
+    _trail().append((time_s, Kind.HTTP, status, ms, method, host, path, _cut(problem)))
 
 
-def error(time_ns: int, kind: str, message: str) -> None:
+def error(time_s: float, kind: str, message: str) -> None:
     """Leave an error, for those that come after it."""
-    if not most:
-        return
-    _trail().append((time_ns, Kind.ERROR, None, None, _cut(kind), _cut(message)))
+    if most:
+        _trail().append((time_s, Kind.ERROR, None, None, _cut(kind), _cut(message)))
 
 
 @contextmanager
@@ -89,32 +95,40 @@ def of_task(task: object) -> Iterator[None]:
         _own.task = before
 
 
-def as_json(now_ns: int) -> str | None:
+def as_json(now_s: float) -> str | None:
     """The crumbs of this unit, scrubbed, oldest first, as a JSON list; None where there are none."""
     if not most:
         return None
     with contained("telling breadcrumbs"):  # the error is worth more than they are
-        return _as_json(now_ns)
+        crumbs = _copy(_trail())
+        if current_scope.get() is None:
+            crumbs = [crumb for crumb in crumbs if now_s - crumb[0] <= MAX_AGE_S]
+        if crumbs:
+            return _fitting(_tell(crumbs))
     return None
 
 
-def _as_json(now_ns: int) -> str | None:
-    crumbs = _copy(_trail())
-    if current_scope.get() is None:
-        crumbs = [crumb for crumb in crumbs if now_ns - crumb[0] <= MAX_AGE_NS]
-    if not crumbs:
-        return None
-    texts = _tidy([text for crumb in crumbs for text in crumb[4:]])
-    told: list[str] = []
-    left = MAX_BYTES - 2
-    for crumb in reversed(crumbs):
-        own = [texts.pop() for _ in crumb[4:]][::-1]
-        one = _TOLD[crumb[1]](crumb, own)
+def _tell(crumbs: list[Crumb]) -> list[str]:
+    """Each as JSON; what an earlier error of the unit has told is not looked through again."""
+    told = {crumb: _known[crumb] for crumb in crumbs if crumb in _known}
+    if len(told) < len(crumbs):
+        new = [crumb for crumb in crumbs if crumb not in told]
+        texts = iter(_tidy([text for crumb in new for text in crumb[4:]]))
+        made = {crumb: _TOLD[crumb[1]](crumb, [next(texts) for _ in crumb[4:]]) for crumb in new}
+        make_room(_known, _MOST_KNOWN)
+        _known.update(made)
+        told.update(made)
+    return [told[crumb] for crumb in crumbs]
+
+
+def _fitting(told: list[str]) -> str:
+    left = MAX_BYTES
+    for place, one in enumerate(reversed(told)):
         left -= len(one) + 1
         if left < 0:
+            told = told[len(told) - place :]
             break
-        told.append(one)
-    return f"[{','.join(told[::-1])}]" if told else None
+    return f"[{','.join(told)}]"
 
 
 def _trail() -> deque[Crumb]:
@@ -177,7 +191,7 @@ def _shown(text: str) -> str:
 def _told_log(crumb: Crumb, texts: list[str]) -> str:
     level = _LEVELS.get(crumb[2] or 0) or f"level {crumb[2]}"
     return (
-        f'{{"time_unix_nano":{crumb[0]},"kind":"log","level":"{level}"'
+        f'{{"time_unix_nano":{crumb[0] * 1e9:.0f},"kind":"log","level":"{level}"'
         f',"logger":{_quote(texts[0])},"message":{_quote(texts[1])}}}'
     )
 
@@ -186,14 +200,14 @@ def _told_call(crumb: Crumb, texts: list[str]) -> str:
     method, host, path, problem = map(_quote, texts)
     outcome = f'"status":{crumb[2]}' if crumb[2] is not None else f'"exception":{problem}'
     return (
-        f'{{"time_unix_nano":{crumb[0]},"kind":"http","method":{method},"host":{host},"path":{path}'
+        f'{{"time_unix_nano":{crumb[0] * 1e9:.0f},"kind":"http","method":{method},"host":{host},"path":{path}'
         f',{outcome},"ms":{crumb[3]}}}'
     )
 
 
 def _told_error(crumb: Crumb, texts: list[str]) -> str:
     kind = f',"type":{_quote(texts[0])}' if texts[0] else ""
-    return f'{{"time_unix_nano":{crumb[0]},"kind":"error"{kind},"message":{_quote(texts[1])}}}'
+    return f'{{"time_unix_nano":{crumb[0] * 1e9:.0f},"kind":"error"{kind},"message":{_quote(texts[1])}}}'
 
 
 _TOLD: Final[dict[Kind, Callable[[Crumb, list[str]], str]]] = {

@@ -128,16 +128,24 @@ def _leave(logger: logging.Logger, record: logging.LogRecord) -> None:
     What they made of its arguments stands in the record by then, so that nothing is made twice, and nothing
     that the program would not have made.
     """
-    name = record.name
     level = record.levelno
-    first = name.partition(".")[0]
-    if first in _LEFT_OUT or (first in _CHATTER and level < logging.WARNING) or get_ident() in own_threads:
+    if level < _least_of(record.name) or get_ident() in own_threads:
         return
     message = record.__dict__.get("message")
     if message is None:
         message = _unmade(record) if _is_emitted(logger, level) else None
-    if isinstance(message, str):
-        crumbs.log_line(int(record.created * 1e9), level, name, str.__str__(message))
+    if type(message) is str:
+        crumbs.log_line(record.created, level, record.name, message)
+
+
+@functools.lru_cache(maxsize=1000)
+def _least_of(name: str) -> int:
+    """From which level a logger's lines are breadcrumbs."""
+    first = name.partition(".")[0]
+    return _NEVER if first in _LEFT_OUT else logging.WARNING if first in _CHATTER else logging.NOTSET
+
+
+_NEVER: Final = 10**9
 
 
 def _is_emitted(logger: logging.Logger | None, level: int) -> bool:
