@@ -26,6 +26,7 @@ from tocsin import clock, semconv
 from tocsin.contained import is_interrupt, note, own_threads
 from tocsin.exporter import classify, scrub
 from tocsin.exporter.fingerprint import template
+from tocsin.exporter.life import State
 from tocsin.exporter.raw import attributes_of, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
@@ -228,6 +229,8 @@ class Capture:
 
     def close(self, timeout_s: float) -> None:
         """Store what is left, within a bound; what is not stored stays in the spool."""
+        if self.spool.life.read().state is State.ALIVE:
+            self.spool.life.set_state(State.ENDED)  # a supervisor may kill it while it waits: that is no death
         is_all_stored = self.drain.finish(timeout_s)
         self.spool.close(everything_stored=is_all_stored)
 
