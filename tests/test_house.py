@@ -22,6 +22,7 @@ GROUND = {
     "ids",
     "install",
     "lifecycle",
+    "loading",
     "model",
     "packing",
     "requests",

@@ -18,6 +18,7 @@ from tocsin.exporter.sink import Portion
 from tocsin.exporter.spool import Line
 from tocsin.exporter.throttle import Throttle
 from tocsin.failures import Overtaken, StoreAway
+from tocsin.loading import loading
 from tocsin.model import Batch, Entry, ErrorRecord, Instance, Stored
 from tocsin.settings import Settings
 from tocsin.text import clean, one_line
@@ -106,9 +107,10 @@ class Database:
 
     def _ready(self) -> Store:
         if self._store is None:
-            from tocsin.store import open_store  # noqa: PLC0415
+            with loading():  # this may be a thread beside the program, which may fork
+                from tocsin.store import errors, leases, migrate, open_store  # noqa: F401, PLC0415
 
-            self._store = open_store(self._settings.database_url)
+                self._store = open_store(self._settings.database_url)
         if not self._is_prepared:
             from tocsin.store import migrate  # noqa: PLC0415
 

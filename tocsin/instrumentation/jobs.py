@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Final
@@ -22,7 +23,9 @@ from tocsin.instrumentation.patches import Layer, Patch
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
+_EXIT_TIMEOUT_S: Final = 1.0
 _UID: Final = "tocsin"
+_MEANT: Final = "_tocsin_meant"
 _OUTER: Final = "_tocsin_outer"
 _patches: dict[tuple[Any, str], Patch] = {}
 
@@ -86,6 +89,9 @@ def _task_ends(sender: Any = None, **_: Any) -> None:
             current_facts.set(getattr(sender.request, _OUTER))
 
 
+_timed_out: deque[object] = deque(maxlen=100)
+
+
 def _task_fails(
     sender: Any = None, task_id: Any = None, exception: Any = None, args: Any = None, kwargs: Any = None, **_: Any
 ) -> None:
@@ -103,12 +109,24 @@ def _task_fails(
         expected = getattr(sender, "throws", None)
         if not isinstance(exc, BaseException) or (expected and isinstance(exc, expected)):
             return
+        kind = type(exc).__name__
+        if kind == "TimeLimitExceeded":  # it is told of twice, by two exceptions
+            if task_id in _timed_out:
+                return
+            _timed_out.append(task_id)
         sighting = Sighting(exc, mechanism="celery", handled=False, place=getattr(sender, "name", None))
-        if type(exc).__name__ == "WorkerLostError":
+        if kind == "WorkerLostError":
             sighting.severity = Severity.CRITICAL
         if "celery.task_id" not in (current_facts.get() or {}):
             sighting.facts = _task_facts(sender, task_id, args, kwargs)
         capture.see(sighting)
+
+
+def _process_ends(**_: Any) -> None:
+    """A process of the pool is about to leave by `os._exit`."""
+    if state.current is not None:
+        with contained("storing what is left"):
+            state.current.flush(_EXIT_TIMEOUT_S)
 
 
 _RECEIVERS: Final[Mapping[str, Callable[..., None]]] = {
@@ -116,15 +134,13 @@ _RECEIVERS: Final[Mapping[str, Callable[..., None]]] = {
     "task_postrun": _task_ends,
     "task_failure": _task_fails,
     "task_internal_error": _task_fails,
+    "worker_process_shutdown": _process_ends,
 }
 
 
 def _hook_celery_signals(module: ModuleType) -> None:
     for name, receiver in _RECEIVERS.items():
         getattr(module, name).connect(receiver, weak=False, dispatch_uid=_UID)
-
-
-_ORDERLY: Final = (None, 0, 0x9B)  # alive, ended, to be replaced: what billiard itself says nothing of
 
 
 def _joined(layer: Layer) -> Callable[..., Any]:
@@ -145,15 +161,26 @@ def _joined(layer: Layer) -> Callable[..., Any]:
 
 
 def _lost_idle(pool: Any) -> list[Any]:
-    lost = [
-        worker
-        for worker in pool._pool
-        if worker.exitcode not in _ORDERLY and not getattr(worker, "_controlled_termination", False)
-    ]
+    """Those that a signal has ended, none of the pool's own; what leaves by an exit code, leaves in a task."""
+    lost = [one for one in pool._pool if (one.exitcode or 0) < 0 and not _is_meant(one)]
     if not lost:
         return []
     busy = {pid for job in list(pool._cache.values()) if not job.ready() for pid in job.worker_pids()}
-    return [worker for worker in lost if worker.pid not in busy]
+    return [one for one in lost if one.pid not in busy]
+
+
+def _is_meant(worker: Any) -> bool:
+    return getattr(worker, "_controlled_termination", False) or hasattr(worker, _MEANT)
+
+
+def _ended(layer: Layer) -> Callable[..., Any]:
+    """``_trywaitkill`` of the pool: it ends the process of a task that is past its time limit."""
+
+    def _trywaitkill(self: Any, worker: Any) -> Any:
+        setattr(worker, _MEANT, True)
+        return layer.before(self, worker)
+
+    return _trywaitkill
 
 
 def _note_lost(worker: Any) -> None:
@@ -261,8 +288,13 @@ def _patch_rq(module: ModuleType) -> None:
         _patch(kind, "handle_job_retry", _retried)
 
 
+def _patch_pool(module: ModuleType) -> None:
+    _patch(module.Pool, "_join_exited_workers", _joined)
+    _patch(module.TimeoutHandler, "_trywaitkill", _ended)
+
+
 _PLACES: Final[dict[str, Callable[[ModuleType], None]]] = {
     "celery.signals": _hook_celery_signals,
-    "billiard.pool": lambda module: _patch(module.Pool, "_join_exited_workers", _joined),
+    "billiard.pool": _patch_pool,
     "rq.worker": _patch_rq,
 }
