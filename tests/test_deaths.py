@@ -1,4 +1,4 @@
-"""From the end of a program to an error: what its last words say, and what it is called."""
+"""What a parent tells of an end, put together with what the program left; and services that die again and again."""
 
 from __future__ import annotations
 
@@ -11,236 +11,214 @@ from typing import Any
 
 import pytest
 
-from tests.postgres import missing_part
-from tocsin.deaths import Death, as_line, clean_output, exception_in, message_of, shown
+from tocsin.deaths import LOOP_DEATHS, Deaths, Told, line_of, loop_line, write
 from tocsin.exporter.decode import Source, decode
-from tocsin.exporter.otlp import Reader
-from tocsin.model import ErrorRecord
+from tocsin.exporter.spool import adopt_orphans
+from tocsin.model import ErrorRecord, Severity
 from tocsin.settings import Settings
 
 NOW_NS = 1_773_480_413_589_793_000
+MINUTE_NS = 60 * 10**9
 SOURCE = Source("shop", "production", None, None, None)
-
-NODE = """\
-/srv/shop/app.js:7
-    throw error;
-    ^
-
-CheckoutError: stock is
-negative
-    at take (/srv/shop/lib/stock.js:3:11)
-    at Layer.handle (/srv/shop/node_modules/express/lib/router/layer.js:95:5)
-    at node:internal/main/run_main_module:28:49
-
-Node.js v20.20.2
-"""
-
-ELIDED = """\
-/srv/shop/app.js:2
-function fail() { throw error }
-                  ^
-
-TypeError [ERR_SHOP]: outer
-    at fail (/srv/shop/app.js:1:11)
-    at Module._compile (node:internal/modules/cjs/loader:1521:14)
-    ... 2 lines matching cause stack trace ...
-    at node:internal/main/run_main_module:28:49 {
-  code: 'ERR_SHOP',
-  [cause]: Error: inner
-      at other (/srv/shop/app.js:1:71)
-      at Module._compile (node:internal/modules/cjs/loader:1521:14)
-      at load (/srv/shop/loader.js:5:1)
-      at start (/srv/shop/loader.js:9:1)
-      at node:internal/main/run_main_module:28:49 {
-    code: 'INNER'
-  }
-}
-
-Node.js v22.1.0
-npm error code 1
-"""
-
-PYTHON = """\
-Traceback (most recent call last):
-  File "/srv/shop/job.py", line 3, in main
-    int("x")
-ValueError: invalid literal
-
-During handling of the above exception, another exception occurred:
-
-Traceback (most recent call last):
-  File "/srv/shop/job.py", line 5, in main
-    raise shop.errors.JobFailed("no job")
-shop.errors.JobFailed: no job
-today
-"""
+DUMP = 'Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n  File "a.py", line 3 in f\n'
+BARE = b'{"v": 1, "kind": "segment"}\n{"v": 1, "kind": "error", "id": "the bare one"}\n'
 
 
-def death(code: int = 1, **values: Any) -> Death:
-    defaults: dict[str, Any] = {"command": ["/usr/bin/node", "app.js"], "pid": 7, "began_ns": 0, "ended_ns": NOW_NS}
-    return Death(code=code, **(defaults | values))
+def told(folder: Path, **values: Any) -> Told:
+    """A program killed by SIGKILL, unless told otherwise."""
+    defaults: dict[str, Any] = {
+        "how": "died",
+        "is_told": False,
+        "folder": folder,
+        "stem": "00001773480413589793-7-0a0b0c0d",
+        "error_id": "019c0000-0000-7000-8000-000000000001",
+        "service": "shop",
+        "command": ["/usr/bin/node", "app.js"],
+        "pid": 4_000_000,
+        "watcher": 7,
+        "code": -9,
+        "asked": [],
+        "began_ns": NOW_NS - 90 * 10**9,
+        "ended_ns": NOW_NS,
+        "stopping_ns": 0,
+        "oom_kills": 0,
+        "has_core": False,
+        "peak_bytes": 98 * 2**20,
+        "memory_bytes": 0,
+        "max_memory": 0,
+        "is_forced": False,
+        "stderr": b"",
+    }
+    return Told(**(defaults | values))
 
 
-def decoded(line: dict[str, Any]) -> ErrorRecord:
-    entry = decode(line, SOURCE)
+def decoded(line: bytes | None) -> ErrorRecord:
+    assert line is not None
+    entry = decode(json.loads(line), SOURCE)
     assert isinstance(entry, ErrorRecord)
     return entry
 
 
-@pytest.mark.parametrize(
-    ("said", "kind", "message", "frames"),
-    [
-        (NODE, "CheckoutError", "stock is\nnegative", 3),
-        (f"listening\n{NODE}", "CheckoutError", "stock is\nnegative", 3),
-        (NODE.replace("CheckoutError", "Error") + NODE, "CheckoutError", "stock is\nnegative", 3),
-        (ELIDED, "ERR_SHOP", "outer", 5),
-        (NODE.replace(": stock is\nnegative", ""), "CheckoutError", "", 3),
-    ],
-    ids=["plain", "after other output", "the last of two", "cause and code", "no message"],
-)
-def test_an_uncaught_exception_of_node_is_read(said: str, kind: str, message: str, frames: int) -> None:
-    """As OpenTelemetry's SDK for Node has it: the code before the name, and every frame."""
-    found = exception_in(said)
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from tocsin.exporter.life import State
+from tocsin.exporter.spool import Spool
 
-    assert found is not None
-    assert (found.type, found.message) == (kind, message)
-    assert sum(line.startswith("    at ") for line in found.stack.splitlines()) == frames
-    assert found.stack.splitlines()[-1] == "    at node:internal/main/run_main_module:28:49"
-
-
-def test_frames_that_a_cause_shares_are_put_back() -> None:
-    found = exception_in(ELIDED)
-
-    assert found is not None
-    assert found.stack.splitlines()[3:5] == [
-        "    at load (/srv/shop/loader.js:5:1)",
-        "    at start (/srv/shop/loader.js:9:1)",
-    ]
-
-
-def test_an_uncaught_exception_of_python_is_read() -> None:
-    found = exception_in(f"starting\n{PYTHON}")
-
-    assert found is not None
-    assert (found.type, found.message) == ("shop.errors.JobFailed", "no job\ntoday")
-    assert found.stack == PYTHON.rstrip("\n")
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "",
-        "Error: cannot start\n",
-        "Traceback (most recent call last):\n",
-        f"{PYTHON}{'and on it went' * 2}\n" + "request served\n" * 30,
-        NODE.removesuffix("Node.js v20.20.2\n"),  # logged, and it lived on
-        "Node.js v20.20.2\n",
-        "x:1\n\n\n\nNode.js v20.20.2\n",
-    ],
-)
-def test_what_did_not_end_the_program_is_no_exception(said: str) -> None:
-    assert exception_in(said) is None
-
-
-@pytest.mark.parametrize(
-    ("died", "said", "message"),
-    [
-        (death(1), "", "node app.js exited with code 1"),
-        (death(-9), "", "node app.js was killed by SIGKILL (out of memory?)"),
-        (death(-9, oom_kills=0), "", "node app.js was killed by SIGKILL"),
-        (death(-9, oom_kills=1), "", "node app.js was killed by SIGKILL (out of memory)"),
-        (death(1, asked=[signal.SIGTERM]), "", "node app.js exited with code 1 after SIGTERM"),
-        (death(-64), "", "node app.js was killed by SIGRTMAX"),
-        (death(-50), "", "node app.js was killed by signal 50"),
-        (
-            death(-6),
-            "<--- Last few GCs --->\n\nFATAL ERROR: Reached heap limit Allocation failed\n 1: 0xb8d0a3",
-            "node app.js was killed by SIGABRT: FATAL ERROR: Reached heap limit Allocation failed",
-        ),
-        (death(2), "panic: no stock\n\ngoroutine 1 [running]:\n", "node app.js exited with code 2: panic: no stock"),
-    ],
-)
-def test_the_message_says_what_happened(died: Death, said: str, message: str) -> None:
-    assert message_of(died, said) == message
-
-
-def test_a_command_is_shown_without_folder_and_secrets() -> None:
-    command = ["/opt/shop/bin/server", "--port", "80", "--password=geheim77", "--token", "geheim78", "a b"]
-
-    assert shown(command) == "server --port 80 --password=[scrubbed] --token [scrubbed] 'a b'"
-
-
-def test_output_is_made_readable() -> None:
-    assert clean_output(b"\x1b[31mred\x1b[0m\r\npassword=geheim77 \xff\x00\n") == "red\npassword=[scrubbed] \ufffd\\x00"
-
-
-def test_a_death_fits_into_a_line_whatever_was_said() -> None:
-    line = as_line(death(stderr=bytes(range(256)) * 64))
-
-    assert json.loads(line)["attributes"]["process.stderr"]
-    assert line.endswith(b"\n")
-    assert len(line) < 256 * 1024
-
-
-def test_ends_of_one_kind_are_one_group_and_others_are_others() -> None:
-    def group(died: Death) -> str:
-        return decoded(json.loads(as_line(died))).fingerprint
-
-    first = death(1, command=["node", "app.js", "--port", "3001"])
-    assert group(first) == group(death(1, command=["node", "app.js", "--port", "3002"], stderr=b"other words"))
-    assert len({group(first), group(death(2)), group(death(-9)), group(death(1, command=["node", "job.js"]))}) == 4
-
-
-APP = """\
-function take(order) {
-  const error = new Error('no stock for ' + order);
-  %s
-  return error;
-}
-function fail() { return take('tea'); }
+spool = Spool(Path(sys.argv[1]), 2**20, {"resource": {"service.name": "shop"}, "started_ns": 1})
+spool.life.set_state(State.ALIVE)
+spool.life.set_watcher(7)
+spool.life.set_active(3)
+spool.life.note_memory(64 * 2**20, 1)
+(Path(sys.argv[1]) / f"{spool.stem}.fault").write_text(sys.argv[2])
+os._exit(0)
 """
 
 
-@pytest.mark.parametrize("extra", ["", "error.code = 'E_STOCK';", "error.cause = new TypeError('inner');"])
-def test_a_printed_exception_joins_the_group_that_opentelemetry_makes(extra: str, tmp_path: Path) -> None:
-    """The same exception by way of a log record of Node's SDK, with `err.stack`, and off stderr."""
-    code = APP % extra
-    reported = "const e = fail();\nconsole.log(JSON.stringify([e.code ?? e.name, e.message, e.stack]));\n"
-    try:
-        (tmp_path / "app.js").write_text(code + "const e = fail();" + reported.partition("\n")[2])
-        said = subprocess.run(["node", "app.js"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        (tmp_path / "app.js").write_text(code + "const e = fail(); throw e;")
-        died = subprocess.run(["node", "app.js"], cwd=tmp_path, capture_output=True, check=False)
-    except FileNotFoundError:
-        missing_part("node")
-    kind, message, stack = json.loads(said)
+def test_what_the_program_left_joins_what_its_parent_saw(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), DUMP], check=True)
+    left = list(adopt_orphans(tmp_path))
 
-    told = decoded(_by_otlp(kind, message, stack))
-    printed = decoded(json.loads(as_line(death(died.returncode, stderr=died.stderr))))
+    found = decoded(line_of(told(tmp_path, code=-11, has_core=True), left))
+    for orphan in left:
+        orphan.release(everything_stored=True)
 
-    assert (printed.exception_type, printed.message, printed.culprit) == (kind, message, told.culprit)
-    assert printed.fingerprint == told.fingerprint
-
-
-def _by_otlp(kind: str, message: str, stack: str) -> dict[str, Any]:
-    """The line that the door makes of a log record."""
-    values = {"exception.type": kind, "exception.message": message, "exception.stacktrace": stack}
-    record = {
-        "timeUnixNano": str(NOW_NS),
-        "severityNumber": 21,
-        "attributes": [{"key": key, "value": {"stringValue": value}} for key, value in values.items()],
+    assert found.message == "node app.js was killed by SIGSEGV"
+    assert (found.id, found.severity) == ("019c0000-0000-7000-8000-000000000001", Severity.CRITICAL)
+    expected = {
+        "process.active_requests": 3,
+        "process.memory_bytes": 64 * 2**20,
+        "process.memory_peak_bytes": 98 * 2**20,
+        "process.core_dumped": True,
+        "process.uptime_s": 90.0,
     }
-    body = {"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}
-    reading = Reader(Settings()).logs(json.dumps(body).encode(), is_json=True, now_ns=NOW_NS)
-    (line,) = reading.lines
-    return dict(json.loads(line))
+    assert {name: found.context[name] for name in expected} == expected
+    assert [frame["function"] for frame in found.context["tocsin.frames"]] == ["f"]
 
 
-def test_a_printed_exception_of_python_has_its_frames(tmp_path: Path) -> None:
-    (tmp_path / "job.py").write_text("def main():\n    {}['phone']\n\nmain()\n")
-    died = subprocess.run([sys.executable, "job.py"], cwd=tmp_path, capture_output=True, check=False)
+def test_a_dump_on_stderr_is_as_good_as_one_in_a_file(tmp_path: Path) -> None:
+    """Where the program, or who runs it, has switched faulthandler on by itself."""
+    found = decoded(line_of(told(tmp_path, code=-signal.SIGABRT, stderr=DUMP.encode()), []))
 
-    found = decoded(json.loads(as_line(death(died.returncode, stderr=died.stderr))))
+    assert [frame["function"] for frame in found.context["tocsin.frames"]] == ["f"]
 
-    assert (found.exception_type, found.message) == ("KeyError", "'phone'")
-    assert (found.culprit or "").endswith("job in main")
+
+def test_a_stop_that_took_too_long_is_a_note(tmp_path: Path) -> None:
+    asked = {"how": "late", "asked": [signal.SIGTERM], "stopping_ns": NOW_NS - 12 * 10**9}
+
+    found = decoded(line_of(told(tmp_path, **asked), []))
+
+    assert (found.severity, found.message) == (Severity.MEDIUM, "node app.js: stop ran out of time after 12 s")
+
+
+@pytest.mark.parametrize(
+    ("is_forced", "how"), [(False, "stopped"), (True, "killed, since it did not stop")], ids=["orderly", "by force"]
+)
+def test_too_much_memory_is_said_with_reading_and_limit(is_forced: bool, how: str, tmp_path: Path) -> None:
+    memory = {"how": "restarted", "code": -15, "memory_bytes": 312 * 2**20, "max_memory": 300 * 2**20}
+
+    found = decoded(line_of(told(tmp_path, is_forced=is_forced, **memory), []))
+
+    assert (found.exception_type, found.severity) == ("MemoryLimit", Severity.MEDIUM)
+    assert found.message == f"node app.js took 312 MB of memory, more than 300 MB: {how}, and started again"
+    assert found.context["process.memory_bytes"] == 312 * 2**20
+    assert found.context["process.memory_limit_bytes"] == 300 * 2**20
+    assert found.context["process.uptime_s"] == 90.0
+
+
+def test_the_fuller_line_takes_the_place_of_the_bare_one(tmp_path: Path) -> None:
+    """Under the parent's lock, by one rename, with the same id."""
+    one = told(tmp_path)
+    path = tmp_path / f"{one.stem}.0001.seg"
+    path.write_bytes(BARE)
+
+    write(one, Settings())
+
+    head, line = path.read_bytes().splitlines()
+    assert head == BARE.splitlines()[0]
+    assert json.loads(line)["id"] == one.error_id
+    assert json.loads(line)["body"] == "node app.js was killed by SIGKILL"
+
+
+def test_what_the_program_has_told_by_itself_is_not_told_again(tmp_path: Path) -> None:
+    one = told(tmp_path, code=1, is_told=True)
+    path = tmp_path / f"{one.stem}.0001.seg"
+    path.write_bytes(BARE)
+
+    write(one, Settings())
+
+    assert path.read_bytes().splitlines() == BARE.splitlines()[:1]
+
+
+# Again and again.
+
+
+def died_at(*minutes: float) -> tuple[Deaths, list[float]]:
+    """Deaths at some minutes, and when it was told that they are a loop."""
+    deaths, told_at = Deaths(), []
+    for minute in minutes:
+        deaths, is_to_tell = deaths.with_one(NOW_NS + int(minute * MINUTE_NS))
+        if is_to_tell:
+            told_at.append(minute)
+        deaths = Deaths.read(deaths.written())
+    return deaths, told_at
+
+
+@pytest.mark.parametrize(
+    ("minutes", "told_at"),
+    [
+        ((0, 1, 2, 3), []),
+        ((0, 1, 2, 3, 4), [4]),
+        ((0, 3, 6, 9, 12), []),  # five, but not within ten minutes
+        ((0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15), [4]),  # still the same
+        (tuple(range(100)), [4]),
+        (tuple(number * 2.2 for number in range(50)), [8.8]),
+        ((0, 1, 2, 3, 4, 30, 31, 32, 33, 34), [4, 34]),  # it has run calmly in between
+        ((0, 1, 2, 3, 4, -600, -599, -598, -597, -596), [4, -596]),  # somebody has set the clock
+    ],
+)
+def test_a_loop_is_told_once_until_it_has_run_calmly(minutes: tuple[float, ...], told_at: list[float]) -> None:
+    assert died_at(*minutes)[1] == told_at
+
+
+def test_a_loop_keeps_little() -> None:
+    deaths, _ = died_at(*(number / 100 for number in range(500)))
+
+    assert len(deaths.written()) < 2_000
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"times_ns": 7}', '{"times_ns": ["x"], "is_told": 1}', "null"])
+def test_a_broken_file_of_deaths_counts_for_nothing(text: str) -> None:
+    assert Deaths.read(text) == Deaths()
+
+
+def test_a_loop_is_critical_and_says_how_often_and_why(tmp_path: Path) -> None:
+    deaths, _ = died_at(0, 0.5, 1, 2, 3)
+
+    found = decoded(loop_line(told(tmp_path, code=3), deaths))
+
+    assert (found.exception_type, found.severity) == ("CrashLoop", Severity.CRITICAL)
+    assert found.message == "shop died 5 times in 3 min; last: exited with code 3"
+
+
+def test_loops_are_one_group_apart_from_the_deaths(tmp_path: Path) -> None:
+    groups = {
+        decoded(loop_line(told(tmp_path, code=3), died_at(*minutes)[0])).fingerprint for minutes in ((0,), (0, 7))
+    }
+
+    assert len(groups) == 1
+    assert groups.isdisjoint({decoded(line_of(told(tmp_path, code=3), [])).fingerprint})
+
+
+def test_deaths_are_counted_where_the_spool_is_whoever_starts_the_service(tmp_path: Path) -> None:
+    """Each by a parent of its own, as under PM2; another service has its own count."""
+    loops = []
+    for number in range(LOOP_DEATHS + 1):
+        for service in ("shop", "other")[: 1 + number % 2]:
+            one = told(tmp_path, service=service, ended_ns=NOW_NS + number, code=1, is_told=True)
+            path = tmp_path / f"{one.stem}.0001.seg"
+            path.write_bytes(BARE)
+            write(one, Settings())
+            loops += [(service, number)] * (len(path.read_bytes().splitlines()) - 1)
+
+    assert loops == [("shop", LOOP_DEATHS - 1)]

@@ -70,7 +70,6 @@ OPTIONAL = {
 LATE = {
     "__init__.py": "",  #  the front door, so that it is light
     "cli.py": "",  #  so that a command loads what it needs
-    "watch.py": "deaths",  #  what only waits shall stay small
     "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "instrumentation/startup/sitecustomize.py": "instrumentation",  # nothing of ours may stop an interpreter

@@ -387,7 +387,8 @@ def test_what_a_killed_program_left_is_stored_by_the_next(tmp_path: Path, sqlite
     assert list((tmp_path / "spool").glob("*.seg")) != []
     assert run_program(tmp_path, WAITING, sqlite_url, is_drained=False).returncode == 0
 
-    assert [row.message for row in rows_of(sqlite_url)] == ["last words"]
+    found = {row.message for row in rows_of(sqlite_url)}
+    assert found == {"last words", "python program.py was killed by SIGKILL"}
 
 
 SECRETS = {
@@ -492,7 +493,7 @@ def test_planted_secrets_are_in_no_file_and_no_line(tmp_path: Path, sqlite_url: 
     ],
 )
 def test_what_python_runs_is_told_from_other_programs(name: str, text: str, is_one: bool, tmp_path: Path) -> None:
-    """The former tell of their end by themselves; the latter are watched."""
+    """The former tell of their errors by themselves."""
     (tmp_path / name).write_text(text)
 
     assert (interpreter_of(tmp_path / name) is not None) is is_one
@@ -536,10 +537,9 @@ def test_a_python_without_tocsin_is_watched_from_outside(tmp_path: Path, sqlite_
     ]
 
 
-def test_a_python_program_takes_the_place_of_tocsin(tmp_path: Path, sqlite_url: str) -> None:
-    (tmp_path / "app").write_text(
-        f"#!{sys.executable}\nimport os; print(os.getpid(), 'OTEL_SERVICE_NAME' in os.environ)\n"
-    )
+def test_a_python_program_finds_nothing_of_what_its_parent_tells_it(tmp_path: Path, sqlite_url: str) -> None:
+    """What the parent says is for the program alone: whatever it starts has another parent."""
+    (tmp_path / "app").write_text(f"#!{sys.executable}\nimport os; print(os.getppid(), *sorted(os.environ))\n")
     (tmp_path / "app").chmod(0o755)
 
     with subprocess.Popen(
@@ -550,4 +550,7 @@ def test_a_python_program_takes_the_place_of_tocsin(tmp_path: Path, sqlite_url: 
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        assert process.communicate()[0] == f"{process.pid} False\n"
+        parent, *names = process.communicate()[0].split()
+
+    assert int(parent) == process.pid
+    assert {"OTEL_SERVICE_NAME", "TOCSIN_WATCHER", "TOCSIN_INSTANCE", "TOCSIN_RUN_PATH"}.isdisjoint(names)

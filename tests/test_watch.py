@@ -1,4 +1,4 @@
-"""`tocsin run` around programs that are not Python: nothing changes for them, and their death is told."""
+"""`tocsin run` around programs: nothing changes for them, and their death is told."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.postgres import missing_part
 from tests.processes import drain_rest, environment_of, rows_of, run_command
 from tests.waiting import eventually
 from tocsin.run import WATCHER
-from tocsin.watch import is_error
+from tocsin.watch import DIED, ENDED, LATE, STOPPED, exit_as, judge
 
 RUN = (sys.executable, "-m", "tocsin", "run", "--")
 
@@ -65,22 +65,36 @@ def start_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("code", "asked", "is_one"),
+    ("code", "asked", "how", "exit_code"),
     [
-        (0, (), False),
-        (1, (), True),
-        (-signal.SIGKILL, (), True),
-        (-signal.SIGTERM, (), True),  # nobody has asked us
-        (-signal.SIGTERM, (signal.SIGTERM,), False),
-        (143, (signal.SIGTERM,), False),  # as a shell says it
-        (130, (signal.SIGINT,), False),
-        (0, (signal.SIGTERM,), False),
-        (1, (signal.SIGTERM,), True),  # it failed on its way out
-        (-signal.SIGKILL, (signal.SIGTERM,), True),
+        (0, (), ENDED, 0),
+        (1, (), DIED, 1),
+        (-signal.SIGKILL, (), DIED, -9),
+        (-signal.SIGTERM, (), DIED, -15),  # nobody has asked us
+        (-signal.SIGTERM, (signal.SIGTERM,), STOPPED, 0),
+        (143, (signal.SIGTERM,), STOPPED, 0),  # as a shell says it
+        (130, (signal.SIGINT,), STOPPED, 0),
+        (-signal.SIGHUP, (signal.SIGHUP,), STOPPED, 0),
+        (0, (signal.SIGTERM,), STOPPED, 0),
+        (-signal.SIGQUIT, (signal.SIGQUIT,), STOPPED, -3),  # asked for, but no orderly stop
+        (1, (signal.SIGTERM,), DIED, 1),  # it failed on its way out
+        (-signal.SIGSEGV, (signal.SIGTERM,), DIED, -11),
+        (-signal.SIGKILL, (signal.SIGTERM,), LATE, -9),
+        (137, (signal.SIGTERM,), LATE, 137),
+        (-signal.SIGKILL, (signal.SIGHUP,), DIED, -9),  # to many programs it means: read anew
+        (-signal.SIGKILL, (signal.SIGUSR1,), DIED, -9),
     ],
 )
-def test_what_nobody_asked_for_is_an_error(code: int, asked: tuple[int, ...], is_one: bool) -> None:
-    assert is_error(code, asked) is is_one
+def test_what_nobody_asked_for_is_a_death(code: int, asked: tuple[int, ...], how: str, exit_code: int) -> None:
+    """And an orderly stop is exit code 0; all else ends as the program does."""
+    is_stopping = not {signal.SIGTERM, signal.SIGINT}.isdisjoint(asked)
+
+    assert judge(code, asked, is_stopping=is_stopping) == how
+    assert exit_as(code, asked) == exit_code
+
+
+def test_a_kill_for_want_of_memory_is_a_death_in_a_stop_too() -> None:
+    assert judge(-signal.SIGKILL, (signal.SIGTERM,), is_stopping=True, oom_kills=1) == DIED
 
 
 @pytest.mark.parametrize(
@@ -122,16 +136,18 @@ def test_a_program_that_ends_well_is_no_error(tmp_path: Path, sqlite_url: str) -
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT], ids=lambda one: one.name
+    ("number", "code"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGHUP, 0), (signal.SIGQUIT, -signal.SIGQUIT)],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"],
 )
 def test_a_signal_that_is_passed_on_ends_the_program_and_is_no_error(
-    number: signal.Signals, tmp_path: Path, sqlite_url: str
+    number: signal.Signals, code: int, tmp_path: Path, sqlite_url: str
 ) -> None:
     with running(tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.send_signal(number)
-        assert process.wait(20) == -number
+        assert process.wait(20) == code
 
     drain_rest(tmp_path, sqlite_url)
     assert rows_of(sqlite_url) == []
@@ -146,7 +162,7 @@ def test_other_signals_come_through_too(tmp_path: Path, sqlite_url: str) -> None
                 process.send_signal(number)
             assert process.stdout.readline() == said
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(20) == 0
 
 
 COUNTING = """
@@ -182,22 +198,22 @@ def test_ctrl_c_at_a_terminal_reaches_the_program_once(tmp_path: Path, sqlite_ur
     assert interrupts.read_bytes() == bytes([signal.SIGINT] * 2)
 
 
-WITHOUT_SIGINFO = (
+WITHOUT_TIMED_WAIT = (
     *(sys.executable, "-I", "-S", "-c"),
-    "import runpy, signal, sys; del signal.sigwaitinfo; runpy.run_path(sys.argv.pop(1), run_name='__main__')",
+    "import runpy, signal, sys; del signal.sigtimedwait; runpy.run_path(sys.argv.pop(1), run_name='__main__')",
     str(WATCHER),
 )
 
 
-def test_a_system_without_siginfo_passes_signals_on_too(tmp_path: Path, sqlite_url: str) -> None:
-    """As macOS: whom a signal came from is not said there, but Ctrl-C at a terminal still reaches the program once."""
+def test_a_system_that_waits_for_signals_without_a_limit_passes_them_on_too(tmp_path: Path, sqlite_url: str) -> None:
+    """As macOS."""
     (tmp_path / "count.py").write_text(COUNTING)
     interrupts = tmp_path / "interrupts"
-    environ = {"TOCSIN_RUN_PATH": os.pathsep.join(sys.path)}
+    environ = {"TOCSIN_RUN_PATH": os.pathsep.join(sys.path), "TOCSIN_RUN_SPOOL": str(tmp_path / "spool")}
     program = ("sh", "-c", f"exec {sys.executable} -I -S count.py")
     ours, theirs = pty.openpty()
     terminal: dict[str, Any] = {"stdin": theirs, "start_new_session": True, "preexec_fn": _take_terminal}
-    with running(tmp_path, sqlite_url, *program, run=WITHOUT_SIGINFO, environ=environ, **terminal) as process:
+    with running(tmp_path, sqlite_url, *program, run=WITHOUT_TIMED_WAIT, environ=environ, **terminal) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         os.write(ours, b"\x03")
@@ -207,12 +223,12 @@ def test_a_system_without_siginfo_passes_signals_on_too(tmp_path: Path, sqlite_u
     os.close(ours)
     os.close(theirs)
     with running(
-        tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60", run=WITHOUT_SIGINFO, environ=environ
+        tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60", run=WITHOUT_TIMED_WAIT, environ=environ
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == -signal.SIGINT
+        assert process.wait(20) == 0
 
     assert interrupts.read_bytes() == bytes([signal.SIGINT])
 
@@ -340,7 +356,7 @@ def test_the_program_finds_its_environment_and_names(tmp_path: Path, sqlite_url:
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert (found["TOCSIN_SERVICE"], found["OTEL_SERVICE_NAME"]) == ("shop", "shop")
     assert "startup" in found["PYTHONPATH"].split(os.pathsep)[0]
-    assert "TOCSIN_RUN_PATH" not in found
+    assert [name for name in found if name.startswith("TOCSIN_RUN_")] == []
 
 
 def test_a_name_for_opentelemetry_that_is_set_stays(tmp_path: Path, sqlite_url: str) -> None:

@@ -118,21 +118,48 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def run(argv: list[str]) -> int:
-    """A user's program, instrumented; wrong settings are said, and never stop it."""
+    """A user's program, instrumented and watched; wrong settings are said, and never stop it."""
     from tocsin.run import run as run_program
 
-    traces = False
+    traces, restart, max_memory = False, None, 0
     while argv and argv[0].startswith("-"):
-        option = argv.pop(0)
-        if option == "--":
+        option, equals, value = argv.pop(0).partition("=")
+        if option == "--" and not equals:
             break
-        if option != "--traces":
-            return _failed(f"run: there is no option {option}; try `tocsin run --help`", code=USAGE)
-        traces = True
+        if option == "--max-memory":
+            if not equals and not argv:
+                return _failed(f"run: {option} needs a size; {_SIZES}", code=USAGE)
+            value = value if equals else argv.pop(0)
+            if not (max_memory := _memory(value)):
+                return _failed(f"run: {option} {value[:40]!r} is no size; {_SIZES}", code=USAGE)
+        elif equals or option not in ("--traces", "--restart", "--no-restart"):
+            near = difflib.get_close_matches(option, _RUN_OPTIONS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "try `tocsin run --help`"
+            shown = option[:40] if option in _RUN_OPTIONS else f"option {option[:40]}"
+            why = f"{shown} takes no value" if option in _RUN_OPTIONS else f"there is no {shown}; {hint}"
+            return _failed(f"run: {why}", code=USAGE)
+        elif option == "--traces":
+            traces = True
+        elif restart is not None and restart != (option == "--restart"):
+            return _failed("run: give --restart or --no-restart, not both", code=USAGE)
+        else:
+            restart = option == "--restart"
     if not argv:
         return _failed("run: which program? For example: tocsin run -- uvicorn app:app", code=USAGE)
     settings, problems = Settings.load_leniently(traces=traces or None)
-    return run_program(argv, traces=settings.traces, settings=settings, problems=problems)
+    return run_program(argv, settings, problems, traces=settings.traces, restart=restart, max_memory=max_memory)
+
+
+_RUN_OPTIONS = ("--traces", "--restart", "--no-restart", "--max-memory", "--help")
+_SIZES = "give a number and K, M or G, at least 16M: --max-memory 300M"
+_LEAST_MEMORY = 16 * 2**20
+
+
+def _memory(value: str) -> int:
+    """Bytes of a size such as ``300M``; 0 for what is none, or so small that every program is beyond it."""
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([KMG])", value, re.IGNORECASE)
+    size = int(float(match[1]) * 1024 ** " KMG".index(match[2].upper())) if match else 0
+    return size if size >= _LEAST_MEMORY else 0
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -517,10 +544,15 @@ def _told_error(error: dict[str, Any]) -> Iterator[str]:
         if error[name]:
             yield f"{name:14}{safe(error[name])}"
     for key, value in sorted((error["context"] or {}).items()):
-        if key not in ("tocsin.frames", "tocsin.exception.causes"):
+        if key not in ("tocsin.frames", "tocsin.exception.causes", "tocsin.breadcrumbs"):
             yield f"{safe(key)}: {safe(value)}"
     yield ""
     yield clean(error["stack"] or error["message"], STACK_LIMIT).rstrip()
+    from tocsin.exporter import breadcrumbs  # noqa: PLC0415
+
+    if crumbs := breadcrumbs.told((error["context"] or {}).get("tocsin.breadcrumbs")):
+        yield ""
+        yield table(("BEFORE IT", "WHAT", "", ""), [(one.time, one.what, one.note, one.text) for one in crumbs])
     own = [frame for frame in (error["context"] or {}).get("tocsin.frames") or () if frame.get("before")]
     if own:
         yield ""
@@ -745,9 +777,9 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def add(
-        name: str, run_it: Callable[[argparse.Namespace], int], about: str, *examples: str
+        name: str, run_it: Callable[[argparse.Namespace], int], about: str, *examples: str, then: str = ""
     ) -> argparse.ArgumentParser:
-        epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+        epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) + then if examples else None
         one = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog)
         one.set_defaults(command=run_it)
         return one
@@ -759,12 +791,26 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     one = add(
         "run",
         lambda arguments: run(arguments.program),
-        "run a program instrumented, without a change in its code",
+        "run a program instrumented, without a change in its code, and watch how it ends",
         "tocsin run -- uvicorn app:app --workers 4",
         "TOCSIN_SERVICE=shop tocsin run -- python app.py",
+        "tocsin run --max-memory 300M -- node app.js",
         "tocsin run --traces -- uvicorn app:app",
+        "pm2 start --kill-timeout 35000 --name shop tocsin -- run -- uvicorn app:app",
+        then=_RUN_WORDS,
     )
     one.add_argument("--traces", action="store_true", help="add the OpenTelemetry ASGI instrumentation")
+    one.add_argument(
+        "--restart",
+        action="store_true",
+        help="start the program again when it dies, after 1, 2, 4 … 60 s (default: only at a terminal)",
+    )
+    one.add_argument("--no-restart", action="store_true", help="leave that to PM2, systemd or Docker")
+    one.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        help="stop the program in order, and start it again, when it and its processes take more: 300M, 1.5G",
+    )
     one.add_argument("program", nargs="...", metavar="[--] PROGRAM …", help="the program and its own arguments")
 
     one = add(
@@ -863,6 +909,17 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     )
     _add_json(one)
     return top, commands.choices
+
+
+_RUN_WORDS = """
+
+A small parent sees how the program ends. An exit code other than 0 and any signal that nobody asked for are
+critical errors, with what is known of the end; the parent ends in the same way, and with exit code 0 after an
+orderly stop (SIGTERM, SIGINT or SIGHUP came, and the program ended of it).
+
+PM2, systemd and Docker start a program again by themselves: under them nothing is restarted here, unless
+--restart says so. Give them more time than TOCSIN_SHUTDOWN_TIMEOUT_S (30 s) before they kill: `kill_timeout`,
+`TimeoutStopSec`, `stop_grace_period`. --max-memory replaces PM2's max_memory_restart, which sees only the parent."""
 
 
 def _which(setup: argparse.ArgumentParser) -> int:

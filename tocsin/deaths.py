@@ -1,279 +1,307 @@
 """
-From the end of a watched program to an error: what it was, why, and the last that it said.
+What the watching parent has told of an end, made into all that can be known of it, and stored.
 
-Node and Python print the exception that ends them. Where the end of stderr shows one, the error is that
-exception, with its stack, and so of the same group as when an instrumentation had reported it.
+A short-lived process, started by `tocsin.watch` for each end that is worth it. The bare fact is on the disk
+before; this takes over what the dead program left, puts it together with what the parent saw, and writes
+the fuller line in the place of the bare one. Whatever becomes of it, the fact is kept.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
-import re
-import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
 
 from tocsin import semconv
-from tocsin.exporter import scrub
+from tocsin.contained import contained
+from tocsin.exporter import deathnote, orphans, scrub
+from tocsin.exporter import spool as spooling
+from tocsin.exporter.deathnote import Evidence
 from tocsin.exporter.drain import Drain
-from tocsin.exporter.spool import VERSION
+from tocsin.exporter.spool import VERSION, Orphan
 from tocsin.ids import uuid7
-from tocsin.instrumentation.capture import resource
-from tocsin.instrumentation.start import EXIT_TIMEOUT_S, open_spool
-from tocsin.settings import Settings, service_name
-from tocsin.text import STACK_LIMIT, clean, one_line
+from tocsin.model import Severity
+from tocsin.settings import Settings
+from tocsin.text import clean, one_line
 
-MECHANISM = "process-exit"
-_FATAL = 21  # OpenTelemetry's number for what ends a process
-_COMMAND_LIMIT = 200
-_SAYS_SOON_S = 10.0
+CRASH_LOOP: Final = "CrashLoop"
+MEMORY_LIMIT: Final = "MemoryLimit"
+
+LOOP_DEATHS: Final = 5
+LOOP_SPAN: Final = timedelta(minutes=10)
+_CALM_DEATHS: Final = 2  # so few within the span: the loop is over, and the next one is another
+
+_FATAL: Final = 21  # OpenTelemetry's number for what ends a process
+_WARNING: Final = 13
+_DRAIN_S: Final = 3.0
+_MOST_TIMES: Final = 50
+_OLD_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Death:
-    """How a program ended."""
+class Told:
+    """What the parent says of an end, see `tocsin.watch`; times in nanoseconds of the epoch, 0 for never."""
 
+    how: str  #               died, late, restarted
+    is_told: bool  #          the program has told of its exception by itself
+    folder: Path  #           of the spool
+    stem: str  #              the note there with the bare fact, locked by the parent
+    error_id: str
+    service: str
     command: Sequence[str]
     pid: int
-    code: int  #                  exit code, or the negative number of the signal that killed it
-    asked: Sequence[int] = ()  #  signals that came for it before
+    watcher: int
+    code: int
+    asked: Sequence[int]
     began_ns: int
     ended_ns: int
-    oom_kills: int | None = None  # by the kernel, for want of memory, while it ran; None: not known
-    stderr: bytes = b""  #        the end of it
+    stopping_ns: int
+    oom_kills: int | None
+    has_core: bool
+    peak_bytes: int
+    memory_bytes: int  #      that was beyond …
+    max_memory: int  #        … this
+    is_forced: bool
+    stderr: bytes
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Told:
+        """Read what came from the parent."""
+        values = {name: content[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "folder": Path(content["folder"]), "stderr": bytes.fromhex(content["stderr"])})
 
 
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """An exception as a runtime prints it when it ends a process."""
-
-    type: str
-    message: str
-    stack: str
-
-
-def report(death: Death, told: str = "") -> None:
-    """
-    Record a death: on the disk first, then stored within a bound; else whoever comes next stores it.
-
-    Args:
-        told: the file in which a process of the program notes that it has told of a fatal exception itself.
-    """
-    if death.code > 0 and _was_told(told):
-        return
+def main(content: Mapping[str, Any]) -> None:
+    """Write down all that is known of an end, say so to the parent, and store it within a bound."""
+    told = Told.of(content)
     settings, _ = Settings.load_leniently()
-    settings = settings.with_names(service_name(death.command), None)
+    settings = settings.with_names(told.service, None)
     scrub.hide(settings.secrets())
-    spool = open_spool(settings, _header(death, settings))
-    if spool is None:
-        return
-    spool.append(as_line(death), durable=True)
-    drain = Drain(settings, spool, spool.folder, _say)
-    drain.start()
-    spool.close(everything_stored=drain.finish(EXIT_TIMEOUT_S))
-
-
-def _was_told(told: str) -> bool:
-    """Whether the program's own last words are with us already; an older note is of some worker of it."""
+    write(told, settings)
     with suppress(OSError):
-        return time.time() - os.stat(told).st_mtime < _SAYS_SOON_S  # noqa: PTH116
-    return False
+        os.write(1, b"written\n")
+    _store(told, settings)
+    with contained("sweeping the spool"):
+        _sweep(told.folder)
 
 
-def _header(death: Death, settings: Settings) -> dict[str, Any]:
-    own = resource(settings.service, settings.environment, settings.release, uuid7())
-    del own[semconv.RUNTIME_VERSION]  # that is ours
-    return {"resource": own | {semconv.PROCESS_PID: death.pid}, "started_ns": death.began_ns}
+def write(told: Told, settings: Settings) -> None:
+    """Replace the parent's note by a fuller one with the same id; what the program left is settled with it."""
+    path = told.folder / f"{told.stem}.0001.seg"
+    head = path.read_bytes().partition(b"\n")[0] + b"\n"
+    with _left_by(told) as left:
+        lines = [] if told.is_told else [line_of(told, left)]
+        if told.how != "late" and (loop := _loop(told, settings)):
+            lines.append(loop)
+        new = path.with_suffix(".new")
+        with new.open("wb") as file:
+            file.write(head + b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(path)
+        for orphan in left:
+            orphan.note_told()
 
 
-def as_line(death: Death) -> bytes:
-    """The death as a line of the spool, cleaned and scrubbed."""
-    said = clean_output(death.stderr)
-    printed = exception_in(said) if death.code > 0 else None
-    attributes: dict[str, Any] = {
-        semconv.EXCEPTION_TYPE: printed.type if printed else "ProcessExit",
-        semconv.MECHANISM: MECHANISM,
-        semconv.HANDLED: False,
-        semconv.SEVERITY: "critical",
-        semconv.EXIT: True,
-        semconv.PROCESS_COMMAND: shown(death.command),
-        semconv.PROCESS_UPTIME: round((death.ended_ns - death.began_ns) / 1e9, 3),
+@contextmanager
+def _left_by(told: Told) -> Iterator[list[Orphan]]:
+    """What the program left of itself, held so that nobody else tells of its end; the newest last."""
+    found = list(spooling.adopt_orphans(told.folder, told.pid))
+    its = [one for one in found if one.words is not None and one.words.watcher_pid == told.watcher]
+    try:
+        yield its
+    finally:
+        for orphan in found:
+            orphan.release(everything_stored=False)
+
+
+def line_of(told: Told, left: Sequence[Orphan]) -> bytes:
+    """The end as a line of the spool."""
+    evidence = evidence_of(told, left)
+    if told.how == "restarted":
+        return _memory_line(told, evidence)
+    line = deathnote.as_line(evidence)
+    assert line is not None, "what is no error is not told"
+    return line
+
+
+def evidence_of(told: Told, left: Sequence[Orphan]) -> Evidence:
+    """What the parent saw, and what the program left."""
+    evidence = Evidence(
+        error_id=told.error_id,
+        service=told.service,
+        began_ns=told.began_ns,
+        ended_ns=told.ended_ns,
+        command=told.command,
+        code=told.code,
+        asked=told.asked,
+        stopping_ns=told.stopping_ns,
+        dump=told.stderr.decode("utf-8", "replace"),
+        oom_kills=told.oom_kills,
+        has_core=told.has_core,
+        peak_bytes=told.peak_bytes,
+        stderr=told.stderr,
+    )
+    for orphan in left:
+        birth, header = spooling.birth_of(orphan.stem), spooling.header_of(orphan.segments())
+        if birth is not None and header is not None:
+            known = orphans.evidence_of(orphan, birth, header)
+            evidence = replace(evidence, words=known.words, dump=known.dump or evidence.dump)
+    return evidence
+
+
+def _memory_line(told: Told, evidence: Evidence) -> bytes:
+    taken, limit = _megabytes(told.memory_bytes), _megabytes(told.max_memory)
+    how = "killed, since it did not stop" if told.is_forced else "stopped"
+    message = f"{evidence.name} took {taken} of memory, more than {limit}: {how}, and started again"
+    attributes = {
+        **deathnote.figures(evidence),
+        semconv.PROCESS_MEMORY: told.memory_bytes,
+        semconv.PROCESS_MEMORY_LIMIT: told.max_memory,
     }
-    if printed:
-        attributes[semconv.EXCEPTION_STACKTRACE] = clean(printed.stack, STACK_LIMIT)
-    else:
-        attributes[semconv.PLACE] = place_of(death)
-    if death.code > 0:
-        attributes[semconv.PROCESS_EXIT_CODE] = death.code
-    else:
-        attributes[semconv.PROCESS_EXIT_SIGNAL] = signal_name(-death.code)
-    if death.oom_kills is not None:
-        attributes[semconv.PROCESS_OOM_KILLS] = death.oom_kills
-    if said:
-        attributes[semconv.PROCESS_STDERR] = said
+    return _line(
+        told.error_id,
+        told.ended_ns,
+        Severity.MEDIUM,
+        kind=MEMORY_LIMIT,
+        message=message,
+        place="memory limit",
+        attributes=attributes,
+    )
+
+
+def _line(
+    error_id: str,
+    time_ns: int,
+    severity: Severity,
+    *,
+    kind: str,
+    message: str,
+    place: str,
+    attributes: Mapping[str, Any],
+) -> bytes:
     line = {
         "v": VERSION,
         "kind": "error",
-        "id": uuid7(death.ended_ns),
-        "time_unix_nano": death.ended_ns,
-        "severity_number": _FATAL,
+        "id": error_id,
+        "time_unix_nano": time_ns,
+        "severity_number": _FATAL if severity == Severity.CRITICAL else _WARNING,
         "event_name": semconv.EVENT_EXCEPTION,
         "trace_id": None,
         "span_id": None,
-        "body": clean(printed.message) if printed else message_of(death, said),
-        "attributes": attributes,
+        "body": clean(message),
+        "attributes": {
+            semconv.EXCEPTION_TYPE: kind,
+            semconv.MECHANISM: deathnote.MECHANISM,
+            semconv.HANDLED: False,
+            semconv.SEVERITY: str(severity),
+            semconv.EXIT: True,
+            semconv.PLACE: place,
+            **attributes,
+        },
     }
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
 
-# In words.
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MB"
 
 
-def message_of(death: Death, said: str = "") -> str:
-    """What happened, as people say it: ``node app.js was killed by SIGKILL (out of memory)``."""
-    how = f"exited with code {death.code}" if death.code > 0 else f"was killed by {signal_name(-death.code)}"
-    if death.code == -signal.SIGKILL and death.oom_kills != 0:
-        how += " (out of memory)" if death.oom_kills else " (out of memory?)"
-    if death.asked:
-        how += f" after {signal_name(death.asked[-1])}"
-    reason = _last(_REASON, said)
-    return clean(f"{shown(death.command)} {how}{f': {one_line(reason[0])}' if reason else ''}")
+# A program that dies again and again: by us or by whoever else starts it.
 
 
-# The last words of runtimes that do not print an exception: V8, Go, Rust.
-_REASON = re.compile(r"^(?:FATAL ERROR: |panic: |thread '[^'\n]{0,200}' (?:\(\d+\) )?panicked at ).*$", re.MULTILINE)
+@dataclass(frozen=True, slots=True)
+class Deaths:
+    """When a service has died lately, in nanoseconds of the epoch, oldest first."""
+
+    times_ns: tuple[int, ...] = ()
+    is_told: bool = False  # that it does so again and again
+
+    @classmethod
+    def read(cls, text: str) -> Deaths:
+        """As it stands in its file; what cannot be read counts for nothing."""
+        with suppress(ValueError, KeyError, TypeError):
+            content = json.loads(text)
+            return cls(tuple(int(one) for one in content["times_ns"])[-_MOST_TIMES:], bool(content["is_told"]))
+        return cls()
+
+    def written(self) -> str:
+        """For its file."""
+        return json.dumps({"times_ns": self.times_ns, "is_told": self.is_told})
+
+    def with_one(self, now_ns: int) -> tuple[Deaths, bool]:
+        """With one more; and whether it is to be told that this is a loop: once, until it has run calmly."""
+        since_ns = now_ns - int(LOOP_SPAN.total_seconds() * 1e9)
+        times_ns = (*(one for one in self.times_ns if since_ns < one <= now_ns), now_ns)[-_MOST_TIMES:]
+        is_told = self.is_told and len(times_ns) > _CALM_DEATHS
+        is_loop = len(times_ns) >= LOOP_DEATHS
+        return Deaths(times_ns, is_told or is_loop), is_loop and not is_told
 
 
-def place_of(death: Death) -> str:
-    """What tells one kind of end from another, in whichever words it is said."""
-    return f"exit code {death.code}" if death.code > 0 else signal_name(-death.code)
+def _loop(told: Told, settings: Settings) -> bytes | None:
+    """A line that says that a service dies again and again; None where it does not, or where that was said."""
+    with contained("counting deaths"):
+        name = f"{told.service}\n{settings.environment}".encode()
+        path = told.folder / f"{hashlib.blake2b(name, digest_size=8).hexdigest()}.deaths"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "r+", encoding="utf-8") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # held for no longer than this
+            deaths, is_to_tell = Deaths.read(file.read(65536)).with_one(told.ended_ns)
+            file.seek(0)
+            file.truncate()
+            file.write(deaths.written())
+        if is_to_tell:
+            return loop_line(told, deaths)
+    return None
 
 
-def shown(command: Sequence[str]) -> str:
-    """A command as people name it, without its folder and what is secret in its arguments."""
-    words = [command[0].rpartition("/")[2] or command[0], *command[1:]]
-    return one_line(clean(scrub.scrub_text(shlex.join(words))), _COMMAND_LIMIT)
+def loop_line(told: Told, deaths: Deaths) -> bytes:
+    """That a service dies again and again."""
+    minutes = max(1, round((deaths.times_ns[-1] - deaths.times_ns[0]) / 60e9))
+    last = deathnote.said_of(told.code) if told.how == "died" else "took too much memory"
+    message = f"{one_line(clean(told.service))} died {len(deaths.times_ns)} times in {minutes} min; last: {last}"
+    attributes = {semconv.PROCESS_COMMAND: deathnote.shown(told.command)} if told.command else {}
+    return _line(
+        uuid7(told.ended_ns),
+        told.ended_ns,
+        Severity.CRITICAL,
+        kind=CRASH_LOOP,
+        message=message,
+        place="crash loop",
+        attributes=attributes,
+    )
 
 
-def signal_name(number: int) -> str:
-    """``SIGTERM``; a real-time signal has none."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+# Storing it.
 
 
-_COLOUR = re.compile(r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,512}(?:\x07|\x1b\\))")
+def _store(told: Told, settings: Settings) -> None:
+    """Until the note is stored, within a bound; else whoever comes next stores it."""
+    drain = Drain(settings, None, told.folder, _say, adopt_every_s=0.05)
+    drain.start()
+    path = told.folder / f"{told.stem}.live"
+    until = time.monotonic() + _DRAIN_S
+    while path.exists() and time.monotonic() < until:
+        drain.wake()
+        time.sleep(0.02)
+    drain.finish(max(until - time.monotonic(), 0.1))
 
 
-def clean_output(output: bytes) -> str:
-    """The end of an output as text that everything can take: no colours, no secrets, whole lines where it was cut."""
-    text = _COLOUR.sub("", output.decode("utf-8", "replace")).replace("\r\n", "\n")
-    return clean(scrub.scrub_text(text), STACK_LIMIT).strip("\n")
-
-
-# What runtimes print of the exception that ends them.
-
-
-def exception_in(said: str) -> Printed | None:
-    """The exception that an output ends with, if it does."""
-    return _node(said) or _python(said)
-
-
-_NODE_END = re.compile(r"^Node\.js v\d[\w.-]*$", re.MULTILINE)
-# The place that threw, its line, the mark under it; a blank line; then what `util.inspect` makes of the error.
-_NODE_HEAD = re.compile(
-    r"^[^\n]{1,1000}:\d{1,9}\n[^\n]*\n[^\n]*\n\n(?=[A-Z_$][\w$.]{0,200}(?: \[\w{1,200}\])?(?::|\n))", re.MULTILINE
-)
-_NODE_NAME = re.compile(r"([\w$.]+)(?: \[\w+\])?(?:: )?")
-_NODE_CODE = re.compile(r"^  \[?code\]?: (?:'([^'\n]{1,200})'|(\d{1,9}))", re.MULTILINE)
-_ELIDED = re.compile(r"    \.\.\. (\d{1,3}) lines matching cause stack trace \.\.\.")
-
-
-def _node(said: str) -> Printed | None:
-    """As Node prints an uncaught exception; type, message and stack as its OpenTelemetry SDK reads them off it."""
-    end = _last(_NODE_END, said)
-    head = _last(_NODE_HEAD, said[: end.start()]) if end else None
-    if end is None or head is None:
-        return None
-    lines = said[head.end() : end.start()].rstrip("\n").split("\n")
-    first = next((at for at, line in enumerate(lines) if line.startswith("    at ")), None)
-    if first is None:
-        return None
-    after = next((at for at, line in enumerate(lines) if at > first and not _is_node_frame(line)), len(lines))
-    text = "\n".join(lines[:first])
-    name = _NODE_NAME.match(text)
-    if name is None:
-        return None
-    frames = [*lines[first : after - 1], lines[after - 1].removesuffix(" {")]
-    more = "\n".join(lines[after:])
-    code = _NODE_CODE.search(more)
-    kind = (code[1] or code[2]) if code else name[1]
-    return Printed(kind, text[name.end() :], "\n".join([text, *_with_elided(frames, more.split("\n"))]))
-
-
-def _is_node_frame(line: str) -> bool:
-    return line.startswith("    at ") or _ELIDED.fullmatch(line) is not None
-
-
-def _with_elided(frames: Sequence[str], more: Sequence[str]) -> Iterator[str]:
-    """All frames: those that an error has in common with its cause are printed with the cause alone."""
-    before = ""
-    others = [line.strip() for line in more]
-    for frame in frames:
-        elided = _ELIDED.fullmatch(frame)
-        if elided is None:
-            yield frame
-            before = frame.strip()
-        elif before in others:
-            start = others.index(before) + 1
-            yield from (f"    {line}" for line in others[start : start + int(elided[1])] if line.startswith("at "))
-
-
-_TRACEBACK = "Traceback (most recent call last):"
-_JOINT = re.compile(
-    r"\n\n(?:The above exception was the direct cause of the following exception:"
-    r"|During handling of the above exception, another exception occurred:)\n\n\Z"
-)
-_OURS = re.compile(r"^(?:tocsin: |(?:CRITICAL|HIGH|MEDIUM|LOW) \S+ #\d+ ).*\n?", re.MULTILINE)
-_PYTHON_NAME = re.compile(r"([A-Za-z_][\w.]{0,300})(?:: |\Z)")
-_LAST_LINES = 20
-
-
-def _python(said: str) -> Printed | None:
-    """As Python prints an uncaught exception, with what it came from."""
-    said = _OURS.sub("", said).rstrip("\n")
-    start = _start_of_last(said)
-    if start is None:
-        return None
-    lines = said[start:].split("\n")
-    at = next((number for number, line in enumerate(lines[1:], 1) if line[:1] not in ("", " ")), None)
-    name = _PYTHON_NAME.match(lines[at]) if at is not None else None
-    if at is None or name is None or len(lines) - at > _LAST_LINES:  # it went on after it
-        return None
-    message = "\n".join([lines[at][name.end() :], *lines[at + 1 :]])
-    while (joint := _JOINT.search(said[:start])) and (before := _start_of_last(said[: joint.start()])) is not None:
-        start = before
-    return Printed(name[1], message, said[start:])
-
-
-def _start_of_last(said: str) -> int | None:
-    """Where the last traceback begins."""
-    at = said.rfind(_TRACEBACK)
-    return at if at >= 0 and (at == 0 or said[at - 1] == "\n") else None
-
-
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):  # noqa: B007
-        pass
-    return found
+def _sweep(folder: Path) -> None:
+    """Delete what programs noted for a parent that was killed."""
+    for path in folder.glob("*.told"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _OLD_S:
+                path.unlink()
 
 
 def _say(text: str) -> None:

@@ -1,34 +1,44 @@
-"""`tocsin run -- CMD…`: a user's program, instrumented where it is Python, and watched where it is not."""
+"""`tocsin run -- CMD…`: a user's program, instrumented where it is Python, and watched."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tocsin import destination, install
-from tocsin.settings import Settings, git_release, service_name
+from tocsin import destination, install, semconv
+from tocsin.settings import Settings, git_release, service_name, substitute_spool_dir
 from tocsin.text import one_line
 
 STARTUP_FOLDER = Path(__file__).parent / "instrumentation" / "startup"
 WATCHER = Path(__file__).with_name("watch.py")
 
 
-def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, traces: bool = False) -> int:
+def run(
+    command: Sequence[str],
+    settings: Settings,
+    problems: Sequence[str],
+    *,
+    traces: bool = False,
+    restart: bool | None = None,
+    max_memory: int = 0,
+) -> int:
     """
-    Become the program that `command` names, or who watches it; returns only where it cannot be started.
+    Become the parent of the program that `command` names; returns only where it cannot be started.
 
-    A Python program takes the place of this process, so that signals, exit code and process id are as they
-    would be without tocsin, and is told by its path to start tocsin first. Any other program gets a small
-    parent that sees how it ends (`tocsin.watch`).
+    A Python program is told by its path to start tocsin first. Whatever it is, a small parent sees how it ends
+    (`tocsin.watch`).
 
     Args:
         problems: what is wrong with the settings; said here, in one line each, and the program starts.
         traces: add the OpenTelemetry ASGI instrumentation.
+        restart: start it again when it dies (None: where nobody else does, see `is_ours_to_restart`).
+        max_memory: the most resident memory in bytes, beyond which it is started anew; 0 for no limit.
 
     Returns:
         127 when there is no such program, 126 when it cannot be run.
@@ -43,17 +53,23 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP_FOLDER), environ.get("PYTHONPATH")]))
     environ["TOCSIN_SERVICE"] = service
     environ["TOCSIN_RUN"] = "1"
-    if release := settings.release or git_release():
+    release = settings.release or git_release()
+    if release:
         environ["TOCSIN_RELEASE"] = release
     if traces:
         environ["TOCSIN_TRACES"] = "1"
+    if python is None or not is_instrumented:
+        environ.setdefault("OTEL_SERVICE_NAME", service)  # the same name by way of another SDK
     where = one_line(destination.told(settings), 400)
     _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
     if not is_instrumented:
         get_it = f"{python} -m pip install {install.source()}"
         _say(f"only the program's end is watched, since its Python has no tocsin: {get_it}")
-    if python is None or not is_instrumented:
-        _become_watcher(command, settings, environ)
+    if restart is None:
+        restart = is_ours_to_restart(environ)
+    plan = _plan(settings.with_names(service, release), is_instrumented=python is not None and is_instrumented)
+    plan |= {"RESTART": "1" if restart else "", "MAX_MEMORY": str(max_memory)}
+    _become_watcher(command, environ | {f"TOCSIN_RUN_{name}": value for name, value in plan.items()})
     try:
         os.execvpe(command[0], list(command), environ)  # noqa: S606
     except FileNotFoundError:
@@ -64,16 +80,47 @@ def run(command: Sequence[str], settings: Settings, problems: Sequence[str], *, 
         return 126
 
 
-def _become_watcher(command: Sequence[str], settings: Settings, environ: dict[str, str]) -> None:
+def is_ours_to_restart(environ: Mapping[str, str]) -> bool:
+    """Whether nobody else starts a program again that dies: at a terminal, and not under PM2 or systemd."""
+    if os.getpid() == 1 or "pm_id" in environ:
+        return False
+    # A terminal that systemd has started hands its name on to what runs in it.
+    of_systemd = environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid()) and "INVOCATION_ID" in environ
+    return not of_systemd and _is_terminal(0) and _is_terminal(2)
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _plan(settings: Settings, *, is_instrumented: bool) -> dict[str, str]:
+    """What the parent need know; it reads no settings by itself. See `tocsin.watch.Plan`."""
+    resource = {
+        semconv.SERVICE_NAME: settings.service,
+        semconv.DEPLOYMENT_ENVIRONMENT: settings.environment,
+        **({semconv.SERVICE_VERSION: settings.release} if settings.release else {}),
+    }
+    return {
+        "PATH": os.pathsep.join(sys.path),
+        "SPOOL": "\n".join([settings.spool_dir, substitute_spool_dir()]),
+        "SPOOL_BYTES": str(settings.spool_max_bytes or 0),
+        "RESOURCE": json.dumps(resource),
+        "SERVICE": settings.service,
+        "TELLS": "1" if is_instrumented else "",
+        "STOP_S": str(settings.shutdown_timeout_s),
+    }
+
+
+def _become_watcher(command: Sequence[str], environ: Mapping[str, str]) -> None:
     """Returns where there is nothing to watch, or nobody who could: then the program runs as it is, or says why not."""
     if not (sys.executable and shutil.which(command[0])):
         return
-    environ.setdefault("OTEL_SERVICE_NAME", environ["TOCSIN_SERVICE"])  # the same name by way of another SDK
-    environ["TOCSIN_TOLD"] = str(Path(settings.spool_dir).absolute() / f"{os.getpid()}.told")
-    path = {"TOCSIN_RUN_PATH": os.pathsep.join(sys.path)}
     # An interpreter of its own: what this one has loaded would stay in memory for as long as the program runs.
     with suppress(OSError):
-        os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ | path)  # noqa: S606
+        os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ)  # noqa: S606
 
 
 def _python_of(program: str) -> Path | None:
