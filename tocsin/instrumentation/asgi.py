@@ -17,6 +17,7 @@ from typing import Any
 from tocsin import requests
 from tocsin.contained import contained
 from tocsin.exporter.fingerprint import template
+from tocsin.exporter.raw import traceback_of
 from tocsin.exporter.scrub import scrub_text
 from tocsin.instrumentation import ends, state
 from tocsin.instrumentation.context import SEEN, Scope, current_scope, link_scopes, root_of, route_of
@@ -109,7 +110,7 @@ async def _refuse(scope: Scope, send: Send) -> None:
 def _note_exception(exc: BaseException, status: int) -> None:
     capture = state.current
     if capture is not None:
-        tb = exc.__traceback__
+        tb = traceback_of(exc)
         tb = tb and tb.tb_next  # without this layer's own frame, which tells nobody anything
         capture.see(Sighting(exc, mechanism="asgi", handled=False, status=status, tb=tb))
 

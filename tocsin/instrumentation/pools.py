@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from tocsin.contained import contained
+from tocsin.exporter.raw import traceback_of
 from tocsin.instrumentation import state
 from tocsin.instrumentation.context import carried_by, run_as
 from tocsin.instrumentation.imports import after_import
@@ -194,7 +195,7 @@ def _note_end_of_process() -> None:
     if exc is None or capture is None or issubclass(type(exc), SystemExit):
         return
     with contained("reading what ended a process"):
-        tb = exc.__traceback__
+        tb = traceback_of(exc)
         while tb is not None and tb.tb_frame.f_globals.get("__name__") == "multiprocessing.process":
             tb = tb.tb_next
         capture.see(Sighting(exc, mechanism="multiprocessing", handled=False, tb=tb))

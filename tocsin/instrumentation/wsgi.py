@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from tocsin import requests
 from tocsin.contained import contained
+from tocsin.exporter.raw import traceback_of
 from tocsin.instrumentation import state
 from tocsin.instrumentation.asgi import TocsinMiddleware
 from tocsin.instrumentation.context import ROUTE, SEEN, Scope, current_scope, is_wsgi, link_scopes, place_of, root_of
@@ -113,7 +114,7 @@ class _Answer:
         """See an exception that leaves the application."""
         capture = state.current
         if capture is not None:
-            tb = exc.__traceback__
+            tb = traceback_of(exc)
             tb = (tb and tb.tb_next) or tb  # without this layer's own frame, which tells nobody anything
             capture.see(Sighting(exc, mechanism="wsgi", handled=False, status=self._code() or 500, tb=tb))
 
