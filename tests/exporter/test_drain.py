@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, select, text
 from tests.postgres import PostgresServer
 from tests.waiting import eventually
 from tocsin.exporter.drain import Drain, adopting
+from tocsin.exporter.life import State
 from tocsin.exporter.spool import Spool
 from tocsin.ids import uuid7
 from tocsin.settings import Settings
@@ -223,6 +224,41 @@ def test_what_was_lost_is_said_and_stands_in_the_instances_row(
 
         eventually(lambda: lost() == [2])
     assert capfd.readouterr().err.count("errors are only counted") == 1
+
+
+def test_the_row_of_a_process_says_how_it_is_and_that_it_has_ended(database_url: str, tmp_path: Path) -> None:
+    """In order: how else is for who takes over what it left."""
+
+    def row() -> Any:
+        return read(database_url, lambda connection: connection.execute(select(instances)).one_or_none())
+
+    with drained(database_url, tmp_path / "spool") as (spool, drain):
+        spool.life.set_state(State.ALIVE)
+        spool.life.set_active(3)
+        spool.life.note_stopping(time.time_ns())
+        spool.append(error_line())
+        drain.wake()
+        found = eventually(row)
+        assert (found.active_requests, found.is_shutting_down, found.ended_at) == (3, True, None)
+        assert found.memory_bytes > 2**20
+
+    assert row().ended_how == "stopped"
+    assert abs(row().ended_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_process_says_that_it_lives_while_the_database_is_away(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 2**30, RESOURCE)
+    drain = Drain(Settings(database_url="postgresql://nobody@127.0.0.1:1/x", spool_dir=str(folder)), spool, folder)
+    spool.append(error_line())
+    drain.start()
+    eventually(lambda: drain.away_since is not None)
+
+    seen_ns = spool.life.read().seen_ns
+    eventually(lambda: spool.life.read().seen_ns > seen_ns, 2.5)
+
+    drain.finish(0.1)
+    spool.close(everything_stored=False)
 
 
 def test_texts_are_told_apart_by_what_they_say(database_url: str, tmp_path: Path) -> None:

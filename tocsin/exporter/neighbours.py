@@ -26,11 +26,18 @@ MOST: Final = 500
 
 
 class Neighbours:
-    """Keeps their rows true; used by one thread, which calls `look` again and again."""
+    """
+    Keeps their rows true; used by one thread, which calls `look` again and again.
 
-    def __init__(self, folder: Path, sink: Database) -> None:
+    Args:
+        folder: their spool folder.
+        look_every_s: how often a call does anything.
+    """
+
+    def __init__(self, folder: Path, sink: Database, look_every_s: float = LOOK_EVERY_S) -> None:
         self._folder = folder
         self._sink = sink
+        self._look_every_s = look_every_s
         self._known: dict[str, _Known] = {}  # by stem
         self._next_look = 0.0
 
@@ -39,7 +46,7 @@ class Neighbours:
         moment = time.monotonic()
         if moment < self._next_look:
             return
-        self._next_look = moment + LOOK_EVERY_S
+        self._next_look = moment + self._look_every_s
         found = {one.stem: one for one in spooling.living(self._folder, MOST)}
         changed = []
         for stem, one in found.items():
