@@ -6,6 +6,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import math
 import signal
 import socket
 import sys
@@ -39,9 +40,6 @@ from tocsin.store.migrate import migrate
 from tocsin.text import clean
 
 Say = Callable[[str], None]
-
-FINISH_REQUESTS_S = 3
-"""How long requests may go on after a stop was asked for."""
 
 HEAD_WITHIN_S = 10
 """How long the head of a request may take."""
@@ -231,7 +229,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> int:
                 h11_max_incomplete_event_size=32 * 1024,
                 limit_concurrency=1000,
                 timeout_keep_alive=15,
-                timeout_graceful_shutdown=FINISH_REQUESTS_S,
+                timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s),
             )
         )
         with _stopping(server, app.state.house), _summing_up():

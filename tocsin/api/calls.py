@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tocsin import requests
 from tocsin.api.inputs import BODY_LIMIT
 from tocsin.failures import BadInput, NotFound, SchemaMismatch, StoreAway, TableMissing
 from tocsin.lifecycle import IllegalTransition
@@ -63,10 +64,14 @@ class House:
     door: Door | None = None  #       takes errors in; only a server has one
     expects_alerts: bool = False  #  a server whose alerts are gone is degraded; an app without any is not
     is_shutting_down: bool = False
-    active_requests: int = 0
     started: float = field(default_factory=time.monotonic)
     probe: asyncio.Task[None] | None = None
     behind: set[asyncio.Task[Any]] = field(default_factory=set)  # work that goes on after an answer
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server, or the application that this is mounted in, takes no new requests."""
+        return self.is_shutting_down or requests.is_stopping
 
     @property
     def store(self) -> Store:

@@ -19,6 +19,7 @@ from tocsin.api.auth import PAGE
 from tocsin.api.calls import Call, House, Right
 from tocsin.api.inputs import Inputs
 from tocsin.api.views import STATIC, page, root_of, static_file, web_link
+from tocsin.exporter import breadcrumbs
 from tocsin.exporter.shown import frames_of
 from tocsin.lifecycle import IllegalTransition, Status, Trigger
 from tocsin.model import Severity
@@ -177,6 +178,7 @@ async def show_group(request: Request, house: House) -> Response:
         chart=_chart([(hour, {group.severity: count} if count else {}) for hour, count in hours]),
         stretches=_stretches(frames_of(context, (error or {}).get("stack"))),
         causes=_causes(context.get(semconv.CAUSES)),
+        crumbs=breadcrumbs.told(context.get(semconv.BREADCRUMBS)),
         request_facts=_facts(context, _is_request),
         other_facts=_facts(context, lambda name: _is_standard(name) and not _is_request(name)),
         own_facts=_facts(context, lambda name: not _is_standard(name)),
@@ -281,7 +283,7 @@ _STANDARD = (
     *("tocsin.", "exception.", "code.", "thread.", "process.", "host.", "service.", "telemetry.", "deployment."),
     *("otel.", "os.", "messaging.", "db.", "rpc.", "error."),
 )
-_SHOWN_APART = {semconv.FRAMES, semconv.CAUSES, semconv.EXCEPTION_BASES}
+_SHOWN_APART = {semconv.FRAMES, semconv.CAUSES, semconv.EXCEPTION_BASES, semconv.BREADCRUMBS}
 
 
 def _is_request(name: str) -> bool:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tocsin import clock
+from tocsin import clock, requests
 from tocsin.api import memory, openapi
 from tocsin.api.auth import fields_sent
 from tocsin.api.calls import Call, Caller, House, Parameter, Right, answer, go_on_behind, within
@@ -57,8 +57,8 @@ async def health(request: Request, house: House) -> Response:
             "timestamp": now,
             "server": {
                 "uptime": round(time.monotonic() - house.started, 3),
-                "isShuttingDown": house.is_shutting_down,
-                "activeRequests": house.active_requests,
+                "isShuttingDown": house.is_stopping,
+                "activeRequests": requests.active(),
                 "memory": {
                     "used": memory.megabytes(memory.resident()),
                     "total": memory.megabytes(memory.available()),
@@ -131,7 +131,7 @@ async def livez(request: Request, house: House) -> Response:
 async def readyz(request: Request, house: House) -> Response:
     """Whether calls would succeed: the database is there, and has the schema of this version."""
     version = await within(_HEALTH_WITHIN_S, _read(house, migrate.version))
-    is_ready = version == migrate.EXPECTED and not house.is_shutting_down
+    is_ready = version == migrate.EXPECTED and not house.is_stopping
     return answer({"status": "ok" if is_ready else "unavailable"}, 200 if is_ready else 503)
 
 

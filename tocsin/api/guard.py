@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tocsin import requests
 from tocsin.api.calls import House, failure
 from tocsin.settings import Settings
 
@@ -39,6 +40,7 @@ _RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items
 _RAW_NAMES = frozenset(name for name, _ in _RAW_HEADERS)
 _NO_STORE = "no-store"
 _FOR_EVERY_HOST = ("/livez", "/readyz")  # load balancers ask by address
+_WHILE_STOPPING = ("/livez", "/readyz", "/api/debug/health")
 
 
 class Guard:
@@ -53,11 +55,16 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._house.active_requests += 1
-        try:
+        if requests.ENTERED in scope:  # by the layer around the application that this is mounted in
             await self._answer(scope, receive, send)
+            return
+        scope[requests.ENTERED] = True
+        work = self._answer(scope, receive, send)
+        requests.entered(scope, work)
+        try:
+            await work
         finally:
-            self._house.active_requests -= 1
+            requests.left(scope)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -79,8 +86,15 @@ class Guard:
                     headers["cross-origin-resource-policy"] = "cross-origin"
             await send(message)
 
-        answer = self._refusal(request) or self._preflight(request, origin)
+        answer = self._stop(request) or self._refusal(request) or self._preflight(request, origin)
         await (answer or self._app)(scope, receive, send_strictly)
+
+    def _stop(self, request: Request) -> Response | None:
+        """While the server stops it answers what is under way, says how it is, and refuses the rest."""
+        if not self._house.is_stopping or request.scope["path"].endswith(_WHILE_STOPPING):
+            return None
+        headers = {"retry-after": str(requests.RETRY_AFTER_S), "connection": "close"}
+        return failure(request, 503, "this server is shutting down", headers)
 
     def _refusal(self, request: Request) -> Response | None:
         if not self._hosts or request.scope["path"].endswith(_FOR_EVERY_HOST):
