@@ -287,6 +287,17 @@ def test_fault_files_go_with_their_process_and_count_for_nothing(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_was_never_given_its_name_is_swept(tmp_path: Path) -> None:
+    """Its process was killed before anybody could find it; a new one may be just about to."""
+    old, new = tmp_path / "1.new", tmp_path / "2.new"
+    old.touch()
+    new.touch()
+    os.utime(old, (1, 1))
+
+    with adopted(tmp_path):
+        assert list(tmp_path.iterdir()) == [new]
+
+
 def test_a_full_disk_puts_off_what_is_told_and_loses_it_not(tmp_path: Path) -> None:
     left_by(tmp_path, KILL)
     (segment,) = tmp_path.glob("*.seg")

@@ -88,6 +88,7 @@ class Drain:
         self._complained_of: type[Exception] | None = None  # why the sink takes nothing, as it was said last
         self._next_adoption = 0.0
         self._next_beat = time.monotonic() + FIRST_BEAT_S
+        self._told_stop = False
         self._random = random.Random()  # of its own: a user's `random.seed` is the user's
         self._signal = allocate_lock()
         self._signal.acquire()
@@ -235,7 +236,7 @@ class Drain:
         nothing is, since that is better known before the first error.
         """
         every_s = self._sink.beats_every_s
-        if every_s is None or self._source is None or time.monotonic() < self._next_beat:
+        if every_s is None or self._source is None or not self._is_due():
             return
         self._next_beat = time.monotonic() + every_s
         if self._source.instance is not None:
@@ -248,12 +249,18 @@ class Drain:
             else:
                 self._complained_of = None
 
+    def _is_due(self) -> bool:
+        """By the clock; and at once when this process was asked to stop."""
+        is_stopping = self._spool is not None and self._spool.life.read().stopping_ns > 0
+        was_told, self._told_stop = self._told_stop, is_stopping
+        return time.monotonic() >= self._next_beat or (is_stopping and not was_told)
+
     def _take_leave(self) -> None:
         """The last word of a process that has a row: that it has ended, in order."""
         if self._spool is None or self._source is None or self._source.instance is None or not self._has_row:
             return
         words = self._spool.life.read()
-        if words.state != State.ALIVE:
+        if words.state not in (State.ALIVE, State.ENDED):
             return
         how = "stopped" if words.stopping_ns else "ended"
         instance = self._report(self._source.instance, None)

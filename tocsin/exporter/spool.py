@@ -31,6 +31,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice, repeat
 from operator import setitem
@@ -60,6 +61,7 @@ _LIVE_BYTES: Final = _IDS + SLOTS * _ID_BYTES
 _ASIDE_BYTES: Final = 16 * 2**20
 
 _SETTLED_S: Final = 2.0
+_NEW_S: Final = 3600.0  # far longer than a file is new, whatever the clock does meanwhile
 
 # Stems whose .live file this process has open: its own, and those that it has taken over. A POSIX lock
 # belongs to the process: it would get its own locks again, and lose them with whatever it closes.
@@ -535,9 +537,7 @@ def adopt_orphans(folder: Path, pid: int | None = None) -> Iterator[Orphan]:
     Args:
         pid: take only what was left under this number.
     """
-    for path in folder.glob("*.fault"):
-        if not path.with_suffix(".live").exists():  # which is made first, and deleted last
-            path.unlink(missing_ok=True)
+    _sweep_lives(folder)
     stems = {path.stem for path in folder.glob("*.live")}
     # A segment whose .live file somebody has deleted is an orphan too: a process makes that file first.
     stems |= {path.name.partition(".")[0] for path in folder.glob("*.seg")}
@@ -549,6 +549,17 @@ def adopt_orphans(folder: Path, pid: int | None = None) -> Iterator[Orphan]:
             orphan = _adopt(folder / f"{stem}.live")
             if orphan is not None:
                 yield orphan
+
+
+def _sweep_lives(folder: Path) -> None:
+    """Delete what a process left that was killed as it began or ended."""
+    for path in folder.glob("*.fault"):
+        if not path.with_suffix(".live").exists():  # which is made first, and deleted last
+            path.unlink(missing_ok=True)
+    for path in folder.glob("*.new"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _NEW_S:
+                path.unlink()
 
 
 def _adopt(path: Path) -> Orphan | None:
