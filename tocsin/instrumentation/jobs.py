@@ -188,7 +188,7 @@ def _note_lost(worker: Any) -> None:
         return
     text = f"a pool process of Celery was lost: {_how_it_ended(worker.exitcode)}"
     seen = Sighting(text, mechanism="celery", handled=False, severity=Severity.CRITICAL, place="celery pool")
-    seen.facts = {"celery.process": worker.name, "celery.pid": worker.pid}
+    seen.category, seen.facts = "queue", {"celery.process": worker.name, "celery.pid": worker.pid}
     state.current.see(seen)
 
 
@@ -252,7 +252,8 @@ def _retried(layer: Layer) -> Callable[..., Any]:
 
 def _note_given_up(job: Any, retry: Any) -> None:
     if state.current is not None and job.number_of_retries and job.number_of_retries >= retry.max:
-        text = f"{job.func_name} was given up after {job.number_of_retries} retries"
+        retries = f"{job.number_of_retries} {'retry' if job.number_of_retries == 1 else 'retries'}"
+        text = f"{job.func_name} was given up after {retries}"
         state.current.see(Sighting(text, mechanism="rq", handled=False, place=job.func_name))
 
 
@@ -275,7 +276,8 @@ def _note_killed(job: Any, status: int | None) -> None:
     function = facts.get("rq.function", job.id)
     how = "nobody knows how" if status is None else _how_it_ended(os.waitstatus_to_exitcode(status))
     text = f"the work horse of RQ was lost in {function}: {how}"
-    seen = Sighting(text, mechanism="rq", handled=False, severity=Severity.CRITICAL, place=function, facts=facts)
+    seen = Sighting(text, mechanism="rq", handled=False, severity=Severity.CRITICAL, place=function)
+    seen.category, seen.facts = "queue", facts
     state.current.see(seen)
 
 

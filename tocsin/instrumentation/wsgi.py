@@ -21,7 +21,17 @@ from tocsin.contained import contained
 from tocsin.exporter.raw import traceback_of
 from tocsin.instrumentation import state
 from tocsin.instrumentation.asgi import TocsinMiddleware
-from tocsin.instrumentation.context import ROUTE, SEEN, Scope, current_scope, is_wsgi, link_scopes, place_of, root_of
+from tocsin.instrumentation.context import (
+    ROUTE,
+    SEEN,
+    Scope,
+    current_scope,
+    is_wsgi,
+    link_scopes,
+    place_of,
+    root_of,
+    route_of,
+)
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.patches import Layer, Patch
 from tocsin.instrumentation.state import Sighting
@@ -77,6 +87,8 @@ class _Answer:
     def start(self, status: str, headers: Any, exc_info: Any = None) -> Any:
         """The server's ``start_response``; an application that answers its own failure tells of it here."""
         self._status = status
+        if "werkzeug.request" in self._environ and (route := route_of(self._environ)):
+            self._environ[ROUTE] = route  # Flask takes its request away before the body is made
         if not exc_info:
             return self._start(status, headers)
         self.note(exc_info[1])
@@ -109,6 +121,10 @@ class _Answer:
             raise
         finally:
             current_scope.reset(token)
+
+    def __del__(self) -> None:
+        if self._is_open and self._is_outermost:  # the server has not closed it
+            requests.left(self._environ)
 
     def note(self, exc: BaseException) -> None:
         """See an exception that leaves the application."""
