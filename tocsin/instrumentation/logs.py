@@ -28,6 +28,7 @@ _CHATTER: Final = ("httpx", "httpcore", "urllib3", "asyncio")
 _ECHOES: Final = {
     ("uvicorn.error", "Application startup failed. Exiting."),
     ("uvicorn.error", "Cancel %s running task(s), timeout graceful shutdown exceeded"),  # each is named
+    ("gunicorn.error", "Worker (pid:%s) was sent %s! Perhaps out of memory?"),  # told by what it has left
     ("multiprocessing", "Process %r pid:%r exited with %r"),  # of Celery's pool
 }
 # The functions of frameworks that log what their hook has seen, or the layer around a request will see.
