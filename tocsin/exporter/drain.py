@@ -40,6 +40,7 @@ GATHER_S = 0.1  # after something was stored: what comes in the meantime is stor
 STORM_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 LONGEST_PAUSE_S = 60.0  # whatever a server asks for
+CHANGED_S = 10.0  # between two words of a process whose requests come and go
 FIRST_BEAT_S = 1.0  # a program that ends sooner tells only of its errors
 ADOPT_EVERY_S = 2.0
 FEW = 3  # errors of others that are told one by one
@@ -84,11 +85,10 @@ class Drain:
         self._told_lost = 0
         self._has_complained = False
         self._has_stored = False  # in this round
-        self._has_row = False  #    this process, where the sink keeps such
+        self._told: tuple[int, bool] | None = None  # of this process: requests, and whether it stops
         self._complained_of: type[Exception] | None = None  # why the sink takes nothing, as it was said last
         self._next_adoption = 0.0
         self._next_beat = time.monotonic() + FIRST_BEAT_S
-        self._told_stop = False
         self._random = random.Random()  # of its own: a user's `random.seed` is the user's
         self._signal = allocate_lock()
         self._signal.acquire()
@@ -236,7 +236,7 @@ class Drain:
         nothing is, since that is better known before the first error.
         """
         every_s = self._sink.beats_every_s
-        if every_s is None or self._source is None or not self._is_due():
+        if every_s is None or self._source is None or not self._is_due(every_s):
             return
         self._next_beat = time.monotonic() + every_s
         if self._source.instance is not None:
@@ -249,15 +249,20 @@ class Drain:
             else:
                 self._complained_of = None
 
-    def _is_due(self) -> bool:
-        """By the clock; and at once when this process was asked to stop."""
-        is_stopping = self._spool is not None and self._spool.life.read().stopping_ns > 0
-        was_told, self._told_stop = self._told_stop, is_stopping
-        return time.monotonic() >= self._next_beat or (is_stopping and not was_told)
+    def _is_due(self, every_s: float) -> bool:
+        """By the clock; sooner when its requests have come or gone, at once when this process was asked to stop."""
+        left_s = self._next_beat - time.monotonic()
+        if self._told is None or self._spool is None or left_s <= 0:
+            return left_s <= 0
+        words = self._spool.life.read()
+        active, is_stopping = self._told
+        return (words.stopping_ns > 0) != is_stopping or (
+            words.active_requests != active and left_s <= every_s - CHANGED_S
+        )
 
     def _take_leave(self) -> None:
         """The last word of a process that has a row: that it has ended, in order."""
-        if self._spool is None or self._source is None or self._source.instance is None or not self._has_row:
+        if self._spool is None or self._source is None or self._source.instance is None or self._told is None:
             return
         words = self._spool.life.read()
         if words.state not in (State.ALIVE, State.ENDED):
@@ -265,7 +270,7 @@ class Drain:
         how = "stopped" if words.stopping_ns else "ended"
         instance = self._report(self._source.instance, None)
         with suppress(StoreAway, SchemaMismatch), contained("saying that this process has ended"):
-            self._sink.report(replace(instance, ended_at=clock.now(), ended_how=how))
+            self._sink.report(replace(instance, is_shutting_down=False, ended_at=clock.now(), ended_how=how))
 
     def _store_own(self, spool: Spool) -> None:
         for path in spool.segments():
@@ -354,7 +359,7 @@ class Drain:
             )
         assert self._spool is not None
         words = self._spool.life.read()
-        self._has_row = True
+        self._told = words.active_requests, words.stopping_ns > 0
         return replace(
             instance,
             memory_bytes=words.memory_bytes or None,

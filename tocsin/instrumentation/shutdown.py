@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, ModuleType
 from typing import Any, Final, TypeVar
@@ -40,12 +41,13 @@ _LEAST_S = 0.05
 Callback = TypeVar("Callback", bound=Callable[[], object])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Wish:
     """What a program wants done at its end."""
 
     call: Callable[[], object]
     timeout_s: float
+    loop: asyncio.AbstractEventLoop | None  # in which it was wished for
 
     @property
     def name(self) -> str:
@@ -55,6 +57,7 @@ class _Wish:
 _wishes: list[_Wish] = []
 _inherited: list[_Wish] = []
 _ending: _Ending | None = None
+_is_asked_to_stop = False
 _is_exiting = False  # the interpreter is
 _asked: int | None = None  # the signal that came meanwhile
 _has_waited = False
@@ -68,9 +71,9 @@ def on_shutdown(callback: Callback, *, timeout_s: float = CALLBACK_TIMEOUT_S) ->
     Have something done when the program stops: ``tocsin.on_shutdown(close_redis)``, or as a decorator.
 
     The callbacks run once, the last one first, when the requests under way are answered and the application's
-    own lifespan is over; at the latest when the interpreter ends. One that raises, or takes longer than its
-    time, is recorded as an error, and the next one runs. A forked process has none of its parent's, but for
-    the workers of gunicorn.
+    own lifespan is over; at the latest when the event loop that they were given in is closed, or the
+    interpreter ends. One that raises, or takes longer than its time, is recorded as an error, and the next
+    one runs. A forked process has none of its parent's, but for the workers of gunicorn.
 
     Args:
         callback: takes nothing. What a coroutine function does runs in the program's own event loop where one
@@ -80,7 +83,7 @@ def on_shutdown(callback: Callback, *, timeout_s: float = CALLBACK_TIMEOUT_S) ->
     Returns:
         The callback itself.
     """
-    _wishes.append(_Wish(callback, timeout_s))
+    _wishes.append(_Wish(callback, timeout_s, _running_loop()))
     return callback
 
 
@@ -95,17 +98,22 @@ def install(close: Callable[[], None]) -> None:
     _close = close
     signals.install(_note_stop, end)
     after_import("uvicorn.server", _patch_server)
+    if not hasattr(asyncio.Runner.close, "_tocsin"):
+        asyncio.Runner.close = _closing(asyncio.Runner.close)  # type: ignore[assignment, method-assign]
 
 
 def uninstall() -> None:
-    """Put back the signals."""
+    """Put back what was found, where nobody has wrapped it since."""
     signals.uninstall()
+    close: Any = asyncio.Runner.close
+    if hasattr(close, "_tocsin"):
+        asyncio.Runner.close = close.__wrapped__  # type: ignore[method-assign]
 
 
 def begin_anew() -> None:
     """In a forked process, which nobody has asked to stop yet."""
-    global _ending, _has_waited, _is_exiting, _asked
-    _ending, _has_waited, _is_exiting, _asked = None, False, False, None
+    global _ending, _has_waited, _is_asked_to_stop, _is_exiting, _asked
+    _ending, _has_waited, _is_asked_to_stop, _is_exiting, _asked = None, False, False, False, None
     _inherited[:] = _wishes
     _wishes.clear()
 
@@ -148,7 +156,9 @@ def _in_all_s() -> float:
 
 
 def _note_stop(is_server: bool) -> None:
-    """Somebody has asked for the end. In a signal handler: it stores two words, and waits for nothing."""
+    """Somebody has asked for the end. In a signal handler: it stores a few words, and waits for nothing."""
+    global _is_asked_to_stop
+    _is_asked_to_stop = True
     if is_server:
         requests.stop()
     capture = state.current
@@ -160,10 +170,18 @@ def _note_stop(is_server: bool) -> None:
 # Callbacks
 
 
-async def _run_wishes_in_loop(is_forced: Callable[[], bool]) -> None:
-    """In the program's own loop, until somebody forces the end."""
-    while _wishes and not is_forced():
-        wish = _wishes.pop()
+def _never() -> bool:
+    return False
+
+
+async def _run_wishes_in_loop(is_forced: Callable[[], bool] = _never, of: object = None) -> None:
+    """
+    In the program's own loop, until somebody forces the end.
+
+    Args:
+        of: only what was wished for in this loop.
+    """
+    while (wish := _take(of)) is not None and not is_forced():
         busy: list[int] = []
         work = asyncio.ensure_future(_fulfil(wish, busy))
         until = time.monotonic() + wish.timeout_s
@@ -176,6 +194,16 @@ async def _run_wishes_in_loop(is_forced: Callable[[], bool]) -> None:
             _tell_hanging(wish, late.frames_of_thread(busy[0]) if busy else late.frames_of_awaited(work))
         work.cancel()
         await asyncio.wait({work}, timeout=_LEAST_S)
+
+
+def _take(of: object) -> _Wish | None:
+    """The last wish, which is then nobody else's."""
+    for wish in reversed(_wishes):
+        if of is None or wish.loop is of:
+            with suppress(ValueError):  # another thread has taken it
+                _wishes.remove(wish)
+                return wish
+    return None
 
 
 async def _fulfil(wish: _Wish, busy: list[int]) -> None:
@@ -229,8 +257,7 @@ def _tell_failure(work: asyncio.Future[None]) -> None:
 
 def _run_wishes() -> None:
     """Where no loop runs, each in a thread of its own."""
-    while _wishes:
-        wish = _wishes.pop()
+    while (wish := _take(None)) is not None:
         thread = threading.Thread(target=_fulfil_in_thread, args=(wish,), name=f"shutdown {wish.name}", daemon=True)
         try:
             thread.start()
@@ -351,7 +378,7 @@ class _Ending:
     def _callbacks(self) -> None:
         if self._loop is not None and not self._loop.is_closed() and _wishes:
             in_all_s = sum(one.timeout_s + 2 * _LEAST_S for one in _wishes)
-            work = asyncio.run_coroutine_threadsafe(_run_wishes_in_loop(lambda: False), self._loop)
+            work = asyncio.run_coroutine_threadsafe(_run_wishes_in_loop(), self._loop)
             try:
                 work.result(in_all_s)
             except TimeoutError:
@@ -398,6 +425,25 @@ def _force(number: int) -> None:
     with contained("ending the program"):
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
         os.kill(os.getpid(), number)
+
+
+# A loop that is closed before the interpreter ends
+
+
+def _closing(original: Callable[[asyncio.Runner], None]) -> Callable[[asyncio.Runner], None]:
+    @functools.wraps(original)
+    def close(self: asyncio.Runner) -> None:
+        try:
+            with contained("running what was left for the shutdown"):
+                loop = getattr(self, "_loop", None)  # `get_loop` would make one
+                if loop is not None and _wishes and not loop.is_closed() and not loop.is_running():
+                    is_end = _is_asked_to_stop and threading.current_thread() is threading.main_thread()
+                    loop.run_until_complete(_run_wishes_in_loop(of=None if is_end else loop))
+        finally:
+            original(self)
+
+    close._tocsin = True  # type: ignore[attr-defined]
+    return close
 
 
 # uvicorn, by itself and as a worker of gunicorn
