@@ -538,6 +538,8 @@ def _told(shape: dict[str, Any]) -> Iterator[str]:
 
 def _told_error(error: dict[str, Any]) -> Iterator[str]:
     """The newest error: what it says, where, and in which context."""
+    from tocsin.exporter import breadcrumbs
+
     yield ""
     yield painted(f"The newest error, {error['id']}", "bold")
     for name in ("release", "trace_id", "mechanism"):
@@ -548,8 +550,6 @@ def _told_error(error: dict[str, Any]) -> Iterator[str]:
             yield f"{safe(key)}: {safe(value)}"
     yield ""
     yield clean(error["stack"] or error["message"], STACK_LIMIT).rstrip()
-    from tocsin.exporter import breadcrumbs  # noqa: PLC0415
-
     if crumbs := breadcrumbs.told((error["context"] or {}).get("tocsin.breadcrumbs")):
         yield ""
         yield table(("BEFORE IT", "WHAT", "", ""), [(one.time, one.what, one.note, one.text) for one in crumbs])

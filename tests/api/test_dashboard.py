@@ -104,6 +104,10 @@ async def test_a_group_shows_what_is_known(client: httpx.AsyncClient, put: Put) 
         context={
             "tocsin.frames": FRAMES,
             "tocsin.exception.causes": [{"type": "LookupError", "message": "no such field"}],
+            "tocsin.breadcrumbs": [
+                {"time": "2026-03-14T09:26:53.123+00:00", "kind": "log", "level": "info", "message": "order is paid"},
+                {"kind": "http", "method": "POST", "host": "bank", "path": "/pay", "status": 402, "ms": 18.5},
+            ],
             "http.route": "/orders/{id}",
             "user_id": "u7",
             "cart": {"items": 3},
@@ -119,6 +123,8 @@ async def test_a_group_shows_what_is_known(client: httpx.AsyncClient, put: Put) 
 
     for text in ("create_order", "shop/orders.py:42", "LookupError", "no such field", "/orders/{id}", "u7", "2.4.0"):
         assert text in page
+    for text in ("09:26:53.123", "order is paid", "bank/pay", "402, 18.5 ms"):
+        assert text in page
     for text in ("MainThread", "Traceback: the text of it", "1 frame in libraries", "ab" * 16, "acknowledge</b>"):
         assert text in page
     assert "&#34;items&#34;: 3" in page
@@ -132,6 +138,8 @@ async def test_a_group_shows_what_is_known(client: httpx.AsyncClient, put: Put) 
         {"tocsin.frames": [None, 1, "x", {}, {"line": "42", "before": "abc", "text": None}]},
         {"tocsin.exception.causes": [None, {}, {"type": None}]},
         {"tocsin.exception.causes": {"type": "x"}},
+        {"tocsin.breadcrumbs": {"kind": "log"}},
+        {"tocsin.breadcrumbs": [None, {}, {"kind": []}, {"kind": "log", "message": 5}, {"kind": "http", "ms": []}]},
         {"http.route": None, "url.path": ["a", {"b": [1.5, True, None]}]},
         {},
     ],
@@ -220,7 +228,8 @@ class Strict(HTMLParser):
         re.findall(
             r"\w+",
             """a aside b body button code dd details div dl dt footer form h1 h2 head header html i img input label
-            li line link main meta nav option p pre rect script section select span summary svg time title ul""",
+            li line link main meta nav option p pre rect script section select span summary svg table tbody td th
+            thead time title tr ul""",
         )
     )
 
@@ -264,6 +273,7 @@ async def test_nothing_that_comes_from_an_error_is_ever_markup(store: Store, put
             "thread.name": payload,
             "tocsin.frames": [frame | {"line": 1, "in_app": True, "before": [payload], "after": [payload]}, frame],
             "tocsin.exception.causes": [{"type": payload, "message": payload}],
+            "tocsin.breadcrumbs": [{"kind": "log", "time": payload, "message": payload, "level": payload}],
         },
     )
     app = create_app(settings_with(trace_url="https://trace.example/{trace_id}"), store=store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -24,6 +25,16 @@ class Kind(StrEnum):
     LOG = "log"  #      a log line: level, logger, message
     HTTP = "http"  #    an outgoing call: method, host, path, status or exception, ms
     ERROR = "error"  #  an error before this one: type, message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A crumb as people read it."""
+
+    time: str  #  of the day, UTC
+    what: str  #  info, GET, error
+    text: str
+    note: str  #  the logger; or what came of a call, and how long it took
 
 
 def bounded(given: object, offset_ns: int = 0) -> list[dict[str, Any]]:
@@ -66,3 +77,25 @@ def dated(crumbs: object, behind: timedelta = timedelta(0)) -> list[dict[str, An
             rest = {key: value for key, value in one.items() if key != _TIME}
             found.append({"time": moment.isoformat(timespec="milliseconds"), **rest})
     return found
+
+
+def told(crumbs: object) -> list[Told]:
+    """The crumbs of a row for people, oldest first; a row may come from anywhere, and what is no crumb is left out."""
+    if not isinstance(crumbs, list):
+        return []
+    return [_told(one) for one in crumbs[-MOST:] if isinstance(one, dict) and one.get("kind") in list(Kind)]
+
+
+def _told(crumb: dict[str, Any]) -> Told:
+    said = {key: str(value) for key, value in crumb.items() if value is not None}
+    _, _, time = said.get("time", "").partition("T")
+    match crumb["kind"]:
+        case Kind.HTTP:
+            what, text = said.get("method", ""), said.get("host", "") + said.get("path", "")
+            outcome = said.get("status") or said.get("exception", "")
+            note = f"{outcome}, {said['ms']} ms" if "ms" in said else outcome
+        case Kind.ERROR:
+            what, text, note = "error", said.get("message", ""), said.get("type", "")
+        case _:
+            what, text, note = said.get("level", ""), said.get("message", ""), said.get("logger", "")
+    return Told(time=time[:12], what=what, text=text, note=note)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii as _quote
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tocsin.contained import contained
 from tocsin.exporter.breadcrumbs import MOST_CHARS, Kind
@@ -110,15 +110,16 @@ def as_json(now_s: float) -> str | None:
 
 def _tell(crumbs: list[Crumb]) -> list[str]:
     """Each as JSON; what an earlier error of the unit has told is not looked through again."""
-    told = {crumb: _known[crumb] for crumb in crumbs if crumb in _known}
-    if len(told) < len(crumbs):
-        new = [crumb for crumb in crumbs if crumb not in told]
+    told = list(map(_known.get, crumbs))
+    places = [place for place, one in enumerate(told) if one is None]
+    if places:
+        new = [crumbs[place] for place in places]
         texts = iter(_tidy([text for crumb in new for text in crumb[4:]]))
-        made = {crumb: _TOLD[crumb[1]](crumb, [next(texts) for _ in crumb[4:]]) for crumb in new}
         make_room(_known, _MOST_KNOWN)
-        _known.update(made)
-        told.update(made)
-    return [told[crumb] for crumb in crumbs]
+        for place, crumb in zip(places, new, strict=True):
+            one = told[place] = _TOLD[crumb[1]](crumb, [next(texts) for _ in crumb[4:]])
+            _known[crumb] = one
+    return cast("list[str]", told)
 
 
 def _fitting(told: list[str]) -> str:
@@ -191,7 +192,7 @@ def _shown(text: str) -> str:
 def _told_log(crumb: Crumb, texts: list[str]) -> str:
     level = _LEVELS.get(crumb[2] or 0) or f"level {crumb[2]}"
     return (
-        f'{{"time_unix_nano":{crumb[0] * 1e9:.0f},"kind":"log","level":"{level}"'
+        f'{{"time_unix_nano":{int(crumb[0] * 1e6)}000,"kind":"log","level":"{level}"'
         f',"logger":{_quote(texts[0])},"message":{_quote(texts[1])}}}'
     )
 
@@ -200,14 +201,14 @@ def _told_call(crumb: Crumb, texts: list[str]) -> str:
     method, host, path, problem = map(_quote, texts)
     outcome = f'"status":{crumb[2]}' if crumb[2] is not None else f'"exception":{problem}'
     return (
-        f'{{"time_unix_nano":{crumb[0] * 1e9:.0f},"kind":"http","method":{method},"host":{host},"path":{path}'
+        f'{{"time_unix_nano":{int(crumb[0] * 1e6)}000,"kind":"http","method":{method},"host":{host},"path":{path}'
         f',{outcome},"ms":{crumb[3]}}}'
     )
 
 
 def _told_error(crumb: Crumb, texts: list[str]) -> str:
     kind = f',"type":{_quote(texts[0])}' if texts[0] else ""
-    return f'{{"time_unix_nano":{crumb[0] * 1e9:.0f},"kind":"error"{kind},"message":{_quote(texts[1])}}}'
+    return f'{{"time_unix_nano":{int(crumb[0] * 1e6)}000,"kind":"error"{kind},"message":{_quote(texts[1])}}}'
 
 
 _TOLD: Final[dict[Kind, Callable[[Crumb, list[str]], str]]] = {

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tocsin.contained import contained
 from tocsin.exporter.classify import qualified
-from tocsin.instrumentation import ends, stacks, state
+from tocsin.instrumentation import crumbs, ends, stacks, state
 from tocsin.instrumentation.context import current_facts, current_scope
 from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.patches import Layer, Patch, layer_of
@@ -218,10 +218,11 @@ def _note_report(context: dict[str, Any]) -> None:
         capture.see(seen)
 
     around = _context_of(context)
-    if around is None:
-        see()
-    else:
-        around.copy().run(see)  # a copy: it may be entered already
+    with crumbs.of_task(context.get("task") or context.get("future")):
+        if around is None:
+            see()
+        else:
+            around.copy().run(see)  # a copy: it may be entered already
 
 
 def _context_of(report: dict[str, Any]) -> contextvars.Context | None:
