@@ -28,6 +28,7 @@ from tests.waiting import eventually
 from tocsin.contained import failures
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.drain import BATCH_LINES, Drain, adopting
+from tocsin.exporter.life import State
 from tocsin.exporter.ship import Ship
 from tocsin.exporter.spool import Spool
 from tocsin.ids import uuid7
@@ -195,6 +196,20 @@ def test_a_service_without_errors_tells_that_it_lives(server: OtlpStandIn, folde
         eventually(lambda: server.of_kind("instance"))
 
     assert server.messages() == []
+
+
+def test_that_it_stops_and_that_it_has_ended_is_told_at_once(server: OtlpStandIn, folder: Path) -> None:
+    """The next heartbeat would be too late: load balancers and people look meanwhile."""
+    with shipping(server.address, folder) as service:
+        service.spool.life.set_state(State.ALIVE)
+        service.spool.life.set_active(3)
+        eventually(lambda: server.of_kind("instance"))
+        service.spool.life.note_stopping(time.time_ns())
+        service.drain.wake()
+        eventually(lambda: len(server.of_kind("instance")) == 2)
+
+    told = [(one["active_requests"], one["is_shutting_down"], one["ended_how"]) for one in server.of_kind("instance")]
+    assert told == [(3, False, None), (3, True, None), (3, False, "stopped")]
 
 
 def test_a_service_without_errors_says_nothing_of_a_server_that_is_away(

@@ -151,7 +151,7 @@ def note_ended(connection: Connection, instance_ids: Collection[str], now: datet
     table = schema.instances
     ended = update(table).where(table.c.id.in_(sorted(instance_ids)), table.c.ended_at.is_(None))
     if instance_ids:
-        connection.execute(ended.values(ended_at=now, ended_how="ended"))
+        connection.execute(ended.values(ended_at=now, ended_how="ended", is_shutting_down=False))
 
 
 def _write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
