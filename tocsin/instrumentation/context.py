@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, Token
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from tocsin import semconv
 from tocsin.contained import pass_on
 from tocsin.exporter.fingerprint import template
 from tocsin.exporter.raw import attributes_of, traceback_of
-from tocsin.exporter.scrub import scrub_query, scrub_text, scrub_url, scrub_value
+from tocsin.exporter.scrub import BREADTH_LIMIT, scrub_query, scrub_text, scrub_url, scrub_value
 from tocsin.text import clean
 
 Scope = MutableMapping[str, Any]
@@ -107,8 +108,8 @@ def as_facts(said: object) -> dict[str, Any]:
     if said is None:
         return {}
     try:
-        if isinstance(said, Mapping):
-            return dict(said)
+        if isinstance(said, Mapping):  # which may have no end
+            return {key: said[key] for key in islice(said, BREADTH_LIMIT + 1)}
     except BaseException as problem:  # foreign code, asked by us
         pass_on(problem)
         return {"context": f"<{type(said).__name__} that cannot be read>"}
