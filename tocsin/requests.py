@@ -17,6 +17,9 @@ MOST: Final = 10_000
 RETRY_AFTER_S: Final = 5
 """When a client that is refused may come again: somebody else will answer by then."""
 
+REFUSED: Final = b'{"success": false, "error": "this process is shutting down"}'
+"""What it is answered, with 503."""
+
 ENTERED: Final = "tocsin.entered"
 """Stands in a request that is in the table, so that no inner layer enters it again."""
 

@@ -81,10 +81,9 @@ class TocsinMiddleware:
             current_scope.reset(token)
 
 
-_REFUSED = b'{"success": false, "error": "this process is shutting down"}'
 _HEADERS = (
     (b"content-type", b"application/json"),
-    (b"content-length", str(len(_REFUSED)).encode()),
+    (b"content-length", str(len(requests.REFUSED)).encode()),
     (b"retry-after", str(requests.RETRY_AFTER_S).encode()),
     (b"connection", b"close"),
 )
@@ -104,7 +103,7 @@ async def _refuse(scope: Scope, send: Send) -> None:
             await send({"type": "websocket.close", "code": 1012})
             return
     await send({"type": f"{kind}.start", "status": 503, "headers": list(_HEADERS)})
-    await send({"type": f"{kind}.body", "body": _REFUSED})
+    await send({"type": f"{kind}.body", "body": requests.REFUSED})
 
 
 def _note_exception(exc: BaseException, status: int) -> None:

@@ -168,14 +168,14 @@ def _is_made(body: object, environ: Scope) -> bool:
 
 
 def _refuse(start_response: StartResponse) -> Iterable[bytes]:
-    body = b"Service Unavailable"
+    """Say that somebody else will answer, soon."""
     headers = [
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Length", str(len(body))),
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(requests.REFUSED))),
         ("Retry-After", str(requests.RETRY_AFTER_S)),
     ]
     start_response("503 Service Unavailable", headers)
-    return [body]
+    return [requests.REFUSED]
 
 
 def _mechanism() -> str:
