@@ -15,7 +15,8 @@ from threading import get_ident
 from typing import Any, Final
 
 from tocsin import semconv
-from tocsin.contained import contained, note, own_threads
+from tocsin.contained import contained, note, own_threads, pass_on
+from tocsin.exporter.raw import qualname_of
 from tocsin.instrumentation import crumbs, stacks, state
 from tocsin.instrumentation.state import Sighting
 
@@ -104,7 +105,7 @@ def _note(record: logging.LogRecord) -> None:
         return
     exc_info = record.exc_info if isinstance(record.exc_info, tuple) else (None, None, None)
     exc = exc_info[1]
-    if type(exc).__name__ == "ExceptionWithTraceback":  # how Celery's pool hands an exception to its parent
+    if qualname_of(type(exc)) == "ExceptionWithTraceback":  # how Celery's pool hands an exception to its parent
         exc, exc_info = getattr(exc, "exc", exc), (None, None, None)
     attributes: dict[str, Any] = {
         semconv.CODE_FILE: record.pathname,
@@ -188,7 +189,8 @@ def _is_echo(record: logging.LogRecord) -> bool:
 def _message(record: logging.LogRecord) -> str:
     try:
         return stacks.tidy(str.__str__(record.getMessage()))
-    except BaseException:  # a line whose arguments do not fit, or raise whatever they like
+    except BaseException as problem:  # a line whose arguments do not fit, or raise whatever they like
+        pass_on(problem)
         return stacks.tidy(f"{record.msg if type(record.msg) is str else '<a message>'} (its arguments do not fit)")
 
 
