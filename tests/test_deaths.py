@@ -169,6 +169,7 @@ def died_at(*minutes: float) -> tuple[Deaths, list[float]]:
     [
         ((0, 1, 2, 3), []),
         ((0, 1, 2, 3, 4), [4]),
+        ((0, 0.1, 0.4, 0.2, 0.3), [0.3]),  # at once, and told in any order
         ((0, 3, 6, 9, 12), []),  # five, but not within ten minutes
         ((0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15), [4]),  # still the same
         (tuple(range(100)), [4]),

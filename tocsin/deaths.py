@@ -240,8 +240,10 @@ class Deaths:
 
     def with_one(self, now_ns: int) -> tuple[Deaths, bool]:
         """With one more; and whether it is to be told that this is a loop: once, until it has run calmly."""
-        since_ns = now_ns - int(LOOP_SPAN.total_seconds() * 1e9)
-        times_ns = (*(one for one in self.times_ns if since_ns < one <= now_ns), now_ns)[-_MOST_TIMES:]
+        span_ns = int(LOOP_SPAN.total_seconds() * 1e9)
+        # Several may die at once, and are told in any order.
+        times_ns = tuple(sorted([*(one for one in self.times_ns if abs(now_ns - one) < span_ns), now_ns]))
+        times_ns = times_ns[-_MOST_TIMES:]
         is_told = self.is_told and len(times_ns) > _CALM_DEATHS
         is_loop = len(times_ns) >= LOOP_DEATHS
         return Deaths(times_ns, is_told or is_loop), is_loop and not is_told
