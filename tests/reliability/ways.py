@@ -40,7 +40,7 @@ class Also:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """One error in the table ``error_logs``; `says` is a part of its message."""
+    """An error in the table ``error_logs``; `says` is a part of its message, `count` how often it is there."""
 
     severity: str
     type: str
@@ -230,8 +230,8 @@ def _uncaught(kind: str, says: str, *also: Also) -> tuple[Told, ...]:
     return _high(kind, says, "excepthook", *also, severity="critical")
 
 
-def _death(says: str, *also: Also, kind: str = "ProcessExit") -> tuple[Told, ...]:
-    return _high(kind, says, "process-exit", *also, severity="critical")
+def _death(says: str, *also: Also, kind: str = "ProcessExit", count: int = 1) -> tuple[Told, ...]:
+    return _high(kind, says, "process-exit", *also, severity="critical", count=count)
 
 
 def _note(says: str, kind: str = "ProcessExit") -> tuple[Told, ...]:
@@ -333,6 +333,12 @@ def _interrupt_twice(running: Running) -> None:
             assert answer.result(_WAITS_S)[0] == 500
 
 
+def _hang(running: Running) -> None:
+    with suppress(OSError, http.client.HTTPException):
+        running.get("/hang")
+    assert running.get("/pid")[0] == 200
+
+
 def _reload(running: Running) -> None:
     """Break the program, and mend it."""
     assert running.get("/pid")[0] == 200
@@ -365,7 +371,7 @@ def _enqueue(running: Running) -> None:
 
 
 def _five_deaths(running: Running) -> None:
-    running.pid(5)
+    running.wait_for("starting it again in 16 s")
     running.send(signal.SIGTERM)
 
 
@@ -1283,6 +1289,30 @@ SERVERS = (
         ),
     ),
     Program(
+        name="hanging",
+        command="tocsin run -- gunicorn program:app --bind 127.0.0.1:0 --timeout 1",
+        code="""
+import os, time
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/hang":
+        time.sleep(60)
+    start_response("200 OK", [])
+    return [str(os.getpid()).encode()]
+""",
+        play=_both(_hang, STOP),
+        rows=(
+            Row(
+                way="gunicorn ends a worker that hangs (`--timeout`)",
+                told=(
+                    *_high("", "WORKER TIMEOUT", "logging", severity="critical"),
+                    *_high("SystemExit", "1", "wsgi", Also("where it hung", "stack", "time.sleep(60)")),
+                ),
+                then="the others go on",
+                who="gunicorn starts another",
+            ),
+        ),
+    ),
+    Program(
         name="lifespan",
         command="tocsin run -- uvicorn program:app --port 0",
         code="""
@@ -1408,16 +1438,30 @@ RESTARTS = (
     ),
     Program(
         name="crash-loop",
+        command="""sh -c 'for life in 1 2 3 4 5; do tocsin run -- sh -c "exit 4" & done; wait'""",
+        rows=(
+            Row(
+                way="it ends again and again (five times in ten minutes)",
+                told=(*_death("exited with code 4", count=5), *_death("died 5 times", kind="CrashLoop")),
+                then=ends(4),
+                who=SUPERVISED,
+            ),
+        ),
+    ),
+    Program(
+        name="crash-loop-restarted",
         is_gate=True,
         command="tocsin run --restart -- python program.py",
         code=PID + "raise ValueError('in every life')",
         play=_five_deaths,
-        exit=-signal.SIGTERM,
         rows=(
             Row(
-                way="it dies again and again (a crash loop), with `--restart`",
-                told=_uncaught("ValueError", "in every life"),
-                then="starts anew after 1, 2, 4 … s",
+                way="the same, with `--restart`",
+                told=(
+                    *_high("ValueError", "in every life", "excepthook", severity="critical", count=5),
+                    *_death("died 5 times", kind="CrashLoop"),
+                ),
+                then="starts anew after 1, 2, 4, 8 … 60 s",
                 who="`tocsin run`",
             ),
         ),
