@@ -245,6 +245,36 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path, kills: int) -> None:
         assert server.errors() == sorted(sent)
 
 
+def test_services_of_its_machine_are_shown_as_they_are(server: Server, tmp_path: Path) -> None:
+    """Also one that has never had anything to store, and so no connection to the database."""
+    program = f"""
+import time
+from pathlib import Path
+from tocsin.exporter.life import State
+from tocsin.exporter.spool import Spool
+spool = Spool(Path({str(tmp_path / "spool")!r}), 2**30, {{"resource": {{"service.name": "shop"}}}})
+spool.life.set_state(State.ALIVE)
+spool.life.set_active(3)
+input()
+spool.life.note_stopping(time.time_ns())
+input()
+spool.close(everything_stored=True)
+"""
+
+    def shown() -> list[tuple[Any, ...]]:
+        rows = server.get("/api/debug/instances").json()["instances"]
+        return [(row["service"], row["active_requests"], row["is_shutting_down"], row["ended_how"]) for row in rows]
+
+    server.until_ready()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, text=True, bufsize=1) as shop:
+        assert shop.stdin is not None
+        eventually(lambda: shown() == [("shop", 3, False, None)])
+        shop.stdin.write("stop\n")
+        eventually(lambda: shown() == [("shop", 3, True, None)])
+        shop.stdin.write("end\n")
+        eventually(lambda: shown() == [("shop", 3, False, "ended")])
+
+
 def test_nothing_is_left_in_the_spool_by_a_clean_end(server: Server, tmp_path: Path) -> None:
     server.until_ready()
     assert server.post("boom").status_code == 200

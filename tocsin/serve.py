@@ -30,6 +30,7 @@ from tocsin.exporter.database import Database
 from tocsin.exporter.door import Door
 from tocsin.exporter.drain import SERVER_ADOPTS_EVERY_S, Drain
 from tocsin.exporter.early import Early
+from tocsin.exporter.neighbours import Neighbours
 from tocsin.exporter.otlp import Reader
 from tocsin.exporter.spool import Spool, default_max_bytes
 from tocsin.failures import BadInput, SchemaMismatch, StoreAway
@@ -137,14 +138,14 @@ async def _taking_in(settings: Settings, say: Say) -> AsyncIterator[tuple[Door, 
     The way of errors that come by HTTP, from the door into the database.
 
     The door is open from the first moment. The drain, which whoever prepares the database starts, also
-    stores what dead processes of this machine left in the spool. What it does not get done at the end
-    is taken over by the next who comes.
+    stores what dead processes of this machine left in the spool, and how the living ones are. What it
+    does not get done at the end is taken over by the next who comes.
     """
     folder = Path(settings.spool_dir)
     spool = _open_spool(settings, folder, say)
     briefs = Briefs()
     sink = Database(settings, folder, briefs)
-    chores = (Early(sink.store, settings.categories, say),)
+    chores = (Early(sink.store, settings.categories, say), Neighbours(folder, sink).look)
     drain = Drain(settings, spool, folder, sink=sink, chores=chores, adopt_every_s=SERVER_ADOPTS_EVERY_S)
     door = Door(Reader(settings, briefs), spool, drain.wake, rest=allocator.giver_back())
     door.start()
