@@ -16,11 +16,9 @@ from typing import Any
 
 from tocsin import requests
 from tocsin.contained import contained
-from tocsin.exporter.fingerprint import template
 from tocsin.exporter.raw import traceback_of
-from tocsin.exporter.scrub import scrub_text
 from tocsin.instrumentation import ends, state
-from tocsin.instrumentation.context import SEEN, Scope, current_scope, link_scopes, root_of, route_of
+from tocsin.instrumentation.context import SEEN, Scope, current_scope, is_wsgi, link_scopes, place_of, root_of
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.state import Sighting
@@ -71,7 +69,7 @@ class TocsinMiddleware:
                 requests.entered(scope, work)
             await work
             if status >= 500:
-                _note_status(scope, status)
+                note_status(scope, status)
         except BaseException as exc:  # what is no error is told by capture
             _note_exception(exc, status or 500)
             raise
@@ -132,16 +130,32 @@ def _watching_lifespan(send: Send) -> Send:
     return watching
 
 
-def _note_status(scope: Scope, status: int) -> None:
+def note_status(scope: Scope, status: int) -> None:
     """A response that says the server failed, where nothing that anyone saw in the request says so."""
     capture = state.current
     if capture is None or root_of(scope).get(SEEN):
         return
     with contained("reading a request"):
-        # A path without a template holds ids and secrets, and would make a group of each.
-        path = route_of(scope) or template(scrub_text(str(scope.get("path", ""))))
-        place = f"{scope.get('method', '')} {path}"
-        capture.see(Sighting(f"{place} answered {status}", mechanism="asgi", handled=False, status=status, place=place))
+        place = place_of(scope)
+        text = f"{place} answered {status}"
+        capture.see(Sighting(text, mechanism=gateway(), handled=False, status=status, place=place))
+
+
+def note_handled(exc: BaseException, status: object) -> None:
+    """An exception that somebody turned into a response."""
+    capture = state.current
+    if capture is None or not isinstance(status, int):
+        return
+    if status >= 500:
+        capture.see(Sighting(exc, mechanism=gateway(), handled=True, severity=Severity.HIGH, status=status))
+    elif status >= 400 and state.settings is not None and state.settings.capture_4xx:
+        capture.see(Sighting(exc, mechanism=gateway(), handled=True, status=status))
+
+
+def gateway() -> str:
+    """By which of the two the request came that is under way, if any is."""
+    scope = current_scope.get()
+    return "wsgi" if scope is None or is_wsgi(scope) else "asgi"
 
 
 def install() -> None:
@@ -198,7 +212,7 @@ def _watching_handler(handler: Any) -> Any:
         @functools.wraps(handler)
         async def watching_async(request: Any, exc: Exception) -> Any:
             response = await handler(request, exc)
-            _note_handled(exc, response)
+            note_handled(exc, getattr(response, "status_code", None))
             return response
 
         watching = watching_async
@@ -207,24 +221,13 @@ def _watching_handler(handler: Any) -> Any:
         @functools.wraps(handler)
         def watching_sync(request: Any, exc: Exception) -> Any:
             response = handler(request, exc)
-            _note_handled(exc, response)
+            note_handled(exc, getattr(response, "status_code", None))
             return response
 
         watching = watching_sync
 
     watching._tocsin = True
     return watching
-
-
-def _note_handled(exc: BaseException, response: Any) -> None:
-    status = getattr(response, "status_code", None)
-    capture = state.current
-    if capture is None or not isinstance(status, int):
-        return
-    if status >= 500:
-        capture.see(Sighting(exc, mechanism="asgi", handled=True, severity=Severity.HIGH, status=status))
-    elif status >= 400 and state.settings is not None and state.settings.capture_4xx:
-        capture.see(Sighting(exc, mechanism="asgi", handled=True, status=status))
 
 
 def _patch_uvicorn(module: ModuleType) -> None:

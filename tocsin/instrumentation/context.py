@@ -195,11 +195,12 @@ def _as_asgi(environ: Scope) -> Scope:
 
 
 def place_of(scope: Scope) -> str:
-    """Method and route; of a path without a template, which holds ids and secrets, only its shape."""
+    """``GET /orders/{id}``; of a path without a template, which holds ids and secrets, only its shape."""
     if is_wsgi(scope):
         scope = _as_asgi(scope)
+    method = scope.get("method") or str(scope.get("type", "")).upper()
     route = route_of(scope) or template(scrub_text(str(scope.get("path", ""))))
-    return f"{scope.get('method', '')} {route}"
+    return clean(f"{clean(str(method), 20)} {route}", 500)
 
 
 def route_of(scope: Scope) -> str | None:

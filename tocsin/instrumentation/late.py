@@ -15,9 +15,7 @@ from typing import Any, Final
 
 from tocsin import requests
 from tocsin.contained import contained
-from tocsin.exporter.fingerprint import template
-from tocsin.exporter.scrub import scrub_text
-from tocsin.instrumentation import context, stacks, state
+from tocsin.instrumentation import context, state
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 from tocsin.requests import UnderWay
@@ -44,8 +42,8 @@ def name_late_requests() -> None:
 def _name(one: UnderWay) -> None:
     if state.current is None:
         return
-    context.current_scope.set(one.request if "type" in one.request else None)
-    place = place_of(one.request)
+    context.current_scope.set(one.request)
+    place = context.place_of(one.request)
     seen = _late(f"{place} was cut off when the stop ran out of time", place=place)
     seen.stack = stack_text(_frames_of(one))
     seen.facts = {"age_s": round(time.monotonic() - one.began, 3)}
@@ -59,13 +57,6 @@ def stack_text(frames: Iterable[traceback.FrameSummary]) -> str:
 
 def _late(text: str, *, place: str) -> Sighting:
     return Sighting(text, mechanism=MECHANISM, handled=False, severity=Severity.MEDIUM, category="api", place=place)
-
-
-def place_of(request: Any) -> str:
-    """``GET /orders/{id}``: a path without a template holds ids and secrets, and would make a group of each."""
-    method = request.get("method") or request.get("REQUEST_METHOD") or str(request.get("type", "")).upper()
-    path = request.get("path") or request.get("PATH_INFO") or ""
-    return f"{stacks.tidy(str(method), 20)} {context.route_of(request) or template(scrub_text(str(path)))}"
 
 
 def _frames_of(one: UnderWay) -> Iterator[traceback.FrameSummary]:

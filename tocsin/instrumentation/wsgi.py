@@ -20,22 +20,17 @@ from tocsin import requests
 from tocsin.contained import contained
 from tocsin.exporter.raw import traceback_of
 from tocsin.instrumentation import state
-from tocsin.instrumentation.asgi import TocsinMiddleware
+from tocsin.instrumentation.asgi import TocsinMiddleware, gateway, note_handled, note_status
 from tocsin.instrumentation.context import (
     ROUTE,
-    SEEN,
     Scope,
     current_scope,
-    is_wsgi,
     link_scopes,
-    place_of,
-    root_of,
     route_of,
 )
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.patches import Layer, Patch
 from tocsin.instrumentation.state import Sighting
-from tocsin.model import Severity
 
 StartResponse = Callable[..., Any]
 App = Callable[[Scope, StartResponse], Iterable[bytes]]
@@ -142,7 +137,7 @@ class _Answer:
         if self._is_outermost:
             requests.left(self._environ)
         if self._status[:1] == "5":
-            _note_status(self._environ, self._code())
+            note_status(self._environ, self._code())
 
     def _code(self) -> int:
         return int(self._status[:3]) if self._status[:3].isdigit() else 0
@@ -178,37 +173,11 @@ def _refuse(start_response: StartResponse) -> Iterable[bytes]:
     return [requests.REFUSED]
 
 
-def _mechanism() -> str:
-    scope = current_scope.get()
-    return "asgi" if scope is not None and not is_wsgi(scope) else "wsgi"
-
-
-def _note_status(environ: Scope, status: int) -> None:
-    """A response that says the server failed, where nothing that anyone saw in the request says so."""
-    capture = state.current
-    if capture is None or root_of(environ).get(SEEN):
-        return
-    with contained("reading a request"):
-        place = place_of(environ)
-        capture.see(Sighting(f"{place} answered {status}", mechanism="wsgi", handled=False, status=status, place=place))
-
-
-def _note_handled(exc: BaseException, status: object) -> None:
-    """An exception that somebody turned into an answer."""
-    capture = state.current
-    if capture is None or not isinstance(status, int):
-        return
-    if status >= 500:
-        capture.see(Sighting(exc, mechanism=_mechanism(), handled=True, severity=Severity.HIGH, status=status))
-    elif status >= 400 and state.settings is not None and state.settings.capture_4xx:
-        capture.see(Sighting(exc, mechanism=_mechanism(), handled=True, status=status))
-
-
 def _note_unhandled(exc: BaseException | None) -> None:
     """An exception that a framework turns into its page for errors, since nobody else had an answer."""
     capture = state.current
     if capture is not None and exc is not None:
-        capture.see(Sighting(exc, mechanism=_mechanism(), handled=False, status=500))
+        capture.see(Sighting(exc, mechanism=gateway(), handled=False, status=500))
 
 
 # Where the layer is put, and the hooks of the frameworks.
@@ -307,7 +276,7 @@ def _found_handler(layer: Layer) -> Callable[..., Any]:
         if handler is not None:
             return _watching_handler(handler, exc)
         with contained("reading what Flask answers"):
-            _note_handled(exc, getattr(e, "code", None))  # an HTTPException is an answer itself
+            note_handled(exc, getattr(e, "code", None))  # an HTTPException is an answer itself
         return None
 
     return _find_error_handler
@@ -320,7 +289,7 @@ def _watching_handler(handler: Any, exc: BaseException) -> Any:
         async def watching_async(error: Any) -> Any:
             answer = await handler(error)
             with contained("reading what Flask answers"):
-                _note_handled(exc, _status_of(answer))
+                note_handled(exc, _status_of(answer))
             return answer
 
         return watching_async
@@ -329,7 +298,7 @@ def _watching_handler(handler: Any, exc: BaseException) -> Any:
     def watching_sync(error: Any) -> Any:
         answer = handler(error)
         with contained("reading what Flask answers"):
-            _note_handled(exc, _status_of(answer))
+            note_handled(exc, _status_of(answer))
         return answer
 
     return watching_sync
@@ -376,7 +345,7 @@ def _processed(layer: Layer) -> Callable[..., Any]:
         response = layer.before(self, exception, request)
         if response is not None and layer.is_on:
             with contained("reading what Django answers"):
-                _note_handled(exception, getattr(response, "status_code", None))
+                note_handled(exception, getattr(response, "status_code", None))
         return response
 
     return process_exception_by_middleware
@@ -389,7 +358,7 @@ def _responded(layer: Layer) -> Callable[..., Any]:
         response = layer.before(request, exc)
         if layer.is_on:
             with contained("reading what Django answers"):
-                _note_handled(exc, getattr(response, "status_code", None))
+                note_handled(exc, getattr(response, "status_code", None))
         return response
 
     return response_for_exception
