@@ -95,6 +95,7 @@ KILLED = "shop ended without a word: likely killed (SIGKILL, or for want of memo
             "medium",
             "shop: stop ran out of time after 12 s",
         ),
+        ({"words": words(stopping_ns=ENDED_NS - 20 * 60 * 10**9)}, "killed", "critical", KILLED),  # it went on living
         (
             {"words": words(stopping_ns=ENDED_NS + 1)},
             "stopped late",

@@ -92,7 +92,7 @@ def rewrite(path: Path, **changes: Any) -> None:
         ("spool.life.set_state(State.LEFT, 9); os._exit(9)", ["shop was left by os._exit(9)"], "left: 9"),
         ("spool.life.set_state(State.LEFT, 0); os._exit(0)", [], "left: 0"),
         ("spool.close(everything_stored=False)", [], "ended"),
-        ("spool.life.note_stopping(1); spool.close(everything_stored=False)", [], "stopped"),
+        ("spool.life.note_stopping(time.time_ns()); spool.close(everything_stored=False)", [], "stopped"),
         (
             f"Path(spool.folder, spool.stem + '.fault').write_text({DUMP!r}); {KILL}",
             ["shop crashed by SIGBUS (likely)"],

@@ -31,6 +31,7 @@ DUMP_BYTES: Final = 256 * 2**10
 
 _FATAL: Final = 21  # OpenTelemetry's number for what ends a process
 _WARNING: Final = 13
+_STOP_IS_OVER_S: Final = 900
 _COMMAND_LIMIT: Final = 200
 _SHORTER: Final = (STACK_LIMIT, 16 * 2**10, 2 * 2**10)
 _OF_SUPERVISORS: Final = (signal.SIGKILL, signal.SIGABRT)
@@ -69,8 +70,9 @@ class Evidence:
 
     @property
     def is_asked(self) -> bool:
-        """Whether somebody has asked for the end."""
-        return bool(self.stop_ns or self.asked)
+        """Whether somebody has asked for the end, and not so long ago that it must have gone on living."""
+        is_stopping = self.stop_ns > 0 and self.ended_ns - self.stop_ns < _STOP_IS_OVER_S * 10**9
+        return is_stopping or bool(self.asked)
 
 
 @dataclass(frozen=True, slots=True)
