@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -92,6 +93,9 @@ def hooks_in_place() -> dict[str, object]:
         "ThreadPoolExecutor.submit": ThreadPoolExecutor.submit,
         "BaseEventLoop.call_exception_handler": asyncio.BaseEventLoop.call_exception_handler,
         "BaseEventLoop.create_task": asyncio.BaseEventLoop.create_task,
+        "Runner.close": asyncio.Runner.close,
+        "signal": (signal.signal, signal.getsignal, signal.getsignal(signal.SIGTERM)),
+        "os": (os._exit, os.execv, os.execve),
         "sys.meta_path": list(sys.meta_path),
     }
 

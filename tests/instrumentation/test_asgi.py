@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import tocsin
 from tests.instrumentation.conftest import Watched
+from tocsin import requests
 
 
 async def boom(request: Request) -> Response:
@@ -356,6 +357,73 @@ async def test_dependencies_work_as_before(watched: Watched) -> None:
 async def test_an_application_s_own_exception_reaches_its_server(watched: Watched) -> None:
     with pytest.raises(LookupError, match="lost"):
         await Starlette(routes=ROUTES)({**SCOPE, "path": "/boom/1"}, receive, send)
+
+
+async def test_a_request_is_under_way_until_it_is_answered(watched: Watched) -> None:
+    """Once, however many layers it passes; a stream to its end, a websocket too, and one that fails."""
+    seen: list[int] = []
+
+    async def look(request: Request) -> Response:
+        seen.append(requests.active())
+
+        async def chunks() -> Any:
+            seen.append(requests.active())
+            yield b"x"
+
+        return StreamingResponse(chunks())
+
+    async def talk(socket: WebSocket) -> None:
+        seen.append(requests.active())
+
+    inner = Starlette(routes=[Route("/look", look), WebSocketRoute("/talk", talk), *ROUTES])
+    app = tocsin.TocsinMiddleware(Copying(Starlette(routes=[Mount("/in", inner)])))
+
+    assert await get(app, "/in/look") == 200
+    assert await get(app, "/in/boom/1") == 500
+    await app({**SCOPE, "type": "websocket", "path": "/in/talk", "subprotocols": []}, receive, send)
+
+    assert seen == [1, 1, 1]
+    assert requests.active() == 0
+
+
+@pytest.fixture
+def stopping() -> Iterator[None]:
+    """A server that was asked to stop."""
+    requests.stop()
+    yield
+    requests.begin_anew()
+
+
+async def test_a_server_that_stops_takes_no_new_requests(watched: Watched, stopping: None) -> None:
+    """Who asks is told to come again, and nothing of it is an error; only health says how it is."""
+    app = Starlette(routes=[*ROUTES, Route("/tocsin/api/debug/health", lambda request: PlainTextResponse("ok"))])
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        refused = await client.get("/boom/1")
+        assert (await client.get("/tocsin/api/debug/health")).status_code == 200
+
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "5"
+    assert refused.headers["connection"] == "close"
+    assert refused.json()["success"] is False
+    assert await rows_of(watched) == []
+
+
+async def test_a_server_that_stops_takes_no_new_websockets(watched: Watched, stopping: None) -> None:
+    """Closed with 1012, "service restart"; with a status and when to come again where the server can say so."""
+    sent: list[dict[str, Any]] = []
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    app = Starlette(routes=[])
+    scope = {**SCOPE, "type": "websocket", "path": "/talk", "subprotocols": []}
+    await app(dict(scope), receive, keep)
+    await app({**scope, "extensions": {"websocket.http.response": {}}}, receive, keep)
+
+    assert sent[0] == {"type": "websocket.close", "code": 1012}
+    assert (sent[1]["type"], sent[1]["status"]) == ("websocket.http.response.start", 503)
+    assert sent[2]["type"] == "websocket.http.response.body"
 
 
 async def test_without_tocsin_the_layer_only_passes_on(unwatched: Watched) -> None:

@@ -130,5 +130,44 @@ def test_however_a_program_ends_its_errors_are_stored(name: str, tmp_path: Path,
     done = run_program(tmp_path, f"import logging\nlogging.error('before the end')\n{end}\n", sqlite_url)
 
     assert done.returncode == code
-    assert [row.message for row in rows_of(sqlite_url)] == ["before the end"]
+    said = {row.message for row in rows_of(sqlite_url)}
+    assert "before the end" in said
+    assert len(said) == (2 if code else 1)  # to leave like that is an error of its own
     assert "Traceback" not in done.stderr
+
+
+WATCHED = """
+import os, sys
+import tocsin
+from tocsin.instrumentation import state
+
+tocsin.init()
+words = state.current.spool.life.read()
+print(words.state.name, words.watcher_pid, {"TOCSIN_WATCHER", "TOCSIN_INSTANCE"} & os.environ.keys() or "nothing left")
+tocsin.track_error("before the end")
+if len(sys.argv) < 2:
+    try:
+        os.execv("/nowhere", ["nowhere"])
+    except FileNotFoundError:
+        print(state.current.spool.life.read().state.name, flush=True)
+    tocsin.flush()
+    os.execl(sys.executable, sys.executable, "program.py", "again")
+"""
+
+
+@pytest.mark.parametrize("is_parent", [True, False])
+def test_a_process_knows_who_watches_it(is_parent: bool, tmp_path: Path, sqlite_url: str) -> None:
+    """A parent that it is told of, also as another program; what is told of somebody else's parent is forgotten."""
+    watcher = os.getpid() if is_parent else 1
+    environ = {"TOCSIN_WATCHER": str(watcher), "TOCSIN_INSTANCE": INSTANCE}
+
+    done = run_program(tmp_path, WATCHED, sqlite_url, command=(), environ=environ)
+
+    first = f"ALIVE {watcher if is_parent else 0} nothing left"
+    assert done.stdout.splitlines() == [first, "ALIVE", first], done.stderr
+    rows = rows_of(sqlite_url)
+    assert [row.message for row in rows] == ["before the end"] * 2
+    assert [row.instance_id == INSTANCE for row in rows] == [is_parent] * 2
+
+
+INSTANCE = "0190b5a0-0000-7000-8000-000000000001"
