@@ -5,13 +5,16 @@ What one capture costs, beside what others cost for the same exception, in one r
 
 The exception has 13 frames in 13 functions. *First sight* knows none of the frames; *frames known* is a
 new place made of frames that were seen in other places; *again* is the same place with another message,
-written out in full; *storm* is the same place when it has written enough and is only counted. The
-database is away, so that nothing else runs beside what is measured; the spool is real.
+written out in full; *storm* is the same place when it has written enough and is only counted. In all of
+them 30 breadcrumbs wait that an earlier error has told; with *new breadcrumbs* there are 30 new ones each
+time, as in a request that has logged so much before it fails. The database is away, so that nothing else
+runs beside what is measured; the spool is real.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import statistics
 import sys
@@ -24,6 +27,7 @@ from typing import Any
 
 FRAMES = 13
 ROUNDS = 300
+BREADCRUMBS = 30
 
 
 def main() -> None:
@@ -65,9 +69,14 @@ def _errors(module: Any, many: int = ROUNDS) -> list[BaseException]:
     return found
 
 
-def _median_us(function: Callable[[BaseException], object], errors: Sequence[BaseException]) -> float:
+def _median_us(
+    function: Callable[[BaseException], object],
+    errors: Sequence[BaseException],
+    prepare: Callable[[], object] = lambda: None,
+) -> float:
     costs = []
     for error in errors:
+        prepare()
         before = time.perf_counter_ns()
         function(error)
         costs.append(time.perf_counter_ns() - before)
@@ -79,6 +88,15 @@ def _tocsin(folder: str, module: Any) -> list[tuple[str, float]]:
     from tocsin.instrumentation import capture, stacks
 
     tocsin.init(service="bench", database_url="postgresql://nobody@127.0.0.1:1/away", spool_dir=f"{folder}/spool")
+    logger = logging.getLogger("shop.orders")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.FileHandler(os.devnull))
+
+    def leave_crumbs() -> None:
+        for number in range(BREADCRUMBS):
+            logger.info("order %d of customer %s is paid by card", number, "anna")
+
+    leave_crumbs()
     forget_links = stacks._links.clear
     always = 10**9
     limits = capture.FULL_PER_SECOND, capture.FULL_IN_ALL_PER_SECOND
@@ -93,6 +111,7 @@ def _tocsin(folder: str, module: Any) -> list[tuple[str, float]]:
 
     rows = [("tocsin, first sight", forgetting(stacks.forget)), ("tocsin, frames known", forgetting(forget_links))]
     rows.append(("tocsin, again, with the spool write", _median_us(tocsin.track_error, _errors(module))))
+    rows.append(("tocsin, again, with new breadcrumbs", _median_us(tocsin.track_error, _errors(module), leave_crumbs)))
     capture.FULL_PER_SECOND, capture.FULL_IN_ALL_PER_SECOND = limits  # type: ignore[misc]
     storm = _errors(module, 3000)
     _median_us(tocsin.track_error, storm[:10])

@@ -4,13 +4,15 @@ What a request costs with tocsin around the application, beside the bare one and
     python -m benchmarks.requests
 
 The application is a Starlette one, called without a server; the variants take turns, and each figure is
-the median of the rounds. Failing requests come slowly enough to be written out in full.
+the median of the rounds. Failing requests come slowly enough to be written out in full. Below them is what
+a log line costs that is no error, but a breadcrumb: in a request, through a handler with a usual format.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import statistics
 import sys
@@ -27,6 +29,7 @@ from starlette.routing import Route
 ROUNDS = 7
 GOOD = 3000
 FAILING = 150
+LINES = 300
 
 App = Callable[..., Awaitable[None]]
 
@@ -86,8 +89,36 @@ async def _measure(apps: dict[str, App]) -> dict[str, tuple[float, float]]:
     return {name: (statistics.median(good[name]), statistics.median(failing[name])) for name in apps}
 
 
+def _line_us(logger: logging.Logger) -> float:
+    before = time.perf_counter_ns()
+    for number in range(LINES):
+        logger.info("order %d of customer %s is paid by card", number, "anna")
+    return (time.perf_counter_ns() - before) / LINES / 1000
+
+
+def _measure_lines() -> tuple[float, float]:
+    """A log line as tocsin finds it, and with its hook; in turn."""
+    from tocsin.instrumentation import context, logs
+
+    logger = logging.getLogger("shop.orders")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.FileHandler(os.devnull)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger.addHandler(handler)
+    bare, hooked = [], []
+    for _ in range(20 * ROUNDS):
+        token = context.current_scope.set(_scope("/good/1"))
+        hooked.append(_line_us(logger))
+        context.current_scope.reset(token)
+        logs.uninstall()
+        bare.append(_line_us(logger))
+        logs.install()
+    return statistics.median(bare), statistics.median(hooked)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     bare = _application()
     asyncio.run(_call_us(bare, "/good/1", 1))  # builds its middleware before anything is patched
     apps: dict[str, App] = {"bare": bare}
@@ -103,12 +134,15 @@ def main() -> None:
         asyncio.run(_call_us(apps["tocsin"], "/good/1", 1))
         apps |= _others()
         figures = asyncio.run(_measure(apps))
+        bare_line, hooked_line = _measure_lines()
         tocsin.shutdown()
     print(f"Starlette, in process, median of {ROUNDS} rounds in turn, Python {sys.version.split()[0]}; µs")
     print(f"{'':28} {'good':>8} {'more':>8} {'failing':>9} {'more':>9}")
     for name, (good, failing) in figures.items():
         more = good - figures["bare"][0], failing - figures["bare"][1]
         print(f"{name:28} {good:8.1f} {more[0]:+8.1f} {failing:9.1f} {more[1]:+9.1f}")
+    print(f"\n{'a log line':28} {bare_line:8.1f}")
+    print(f"{'a log line, with tocsin':28} {hooked_line:8.1f} {hooked_line - bare_line:+8.1f}")
 
 
 def _others() -> dict[str, App]:

@@ -37,7 +37,14 @@ class DeadCrm(httpx.AsyncBaseTransport):
 
 async def create_order(request: Request) -> Response:
     order: dict[str, Any] = await request.json()
+    logger.warning("no delivery before Monday, the courier is ill")
+    async with httpx.AsyncClient(base_url=str(request.base_url), trust_env=False) as shelves:
+        await shelves.get("/stock/tea")
     return JSONResponse({"sms_to": phone_of(order)}, status_code=201)
+
+
+async def get_stock(request: Request) -> Response:
+    return JSONResponse({request.path_params["product"]: 12})
 
 
 def phone_of(order: dict[str, Any]) -> str:
@@ -112,6 +119,7 @@ app = Starlette(
         Route("/orders/{order_id:int}/pay", pay, methods=["POST"]),
         Route("/leads", push_lead, methods=["POST"]),
         Route("/stock/sync", sync_stock, methods=["POST"]),
+        Route("/stock/{product}", get_stock),
         Route("/prices", update_prices, methods=["POST"]),
         Route("/cart", cart),
     ]
