@@ -260,14 +260,39 @@ def _as_json(frame: FrameType, line: int, text: str) -> str:
 _HAS_HINTS: Final = sys.version_info >= (3, 12)  # before, only the interpreter's own output had them
 
 
+_HINTED: Final = (NameError, AttributeError, ImportError)
+_SAID: Final[dict[type[BaseException], tuple[str, ...]]] = {
+    NameError: ("name",),
+    AttributeError: ("name", "obj"),
+    ImportError: ("msg", "name", *(("name_from",) if sys.version_info >= (3, 12) else ())),
+    SyntaxError: ("msg", "filename", "lineno", "offset", "text", "end_lineno", "end_offset", "print_file_and_line"),
+}
+
+
+def _plain(exc: BaseException, kind: type[BaseException]) -> BaseException:
+    """What Python itself put into an exception, as one of Python's own: no notes, no chain, no code of anybody."""
+    plain = kind()
+    for name in _SAID[kind]:
+        value = vars(kind)[name].__get__(exc)
+        if type(value) is str:
+            value = value[:_LONGEST_LINE]
+        if name == "obj" or type(value) in (str, int):
+            setattr(plain, name, value)
+    return plain
+
+
+_LONGEST_LINE: Final = 10_000
+
+
 def _hint(exc: BaseException, message: str, link: Link) -> str:
     """What Python adds to the message of a NameError, AttributeError or ImportError."""
-    if not _HAS_HINTS or not issubclass(type(exc), (NameError, AttributeError, ImportError)):
+    if not _HAS_HINTS or not issubclass(type(exc), _HINTED):
         return ""
     if link.hint is None or link.hint[0] != message:
         found = tail = ""
         try:
-            shown = traceback.TracebackException(type(exc), exc, traceback_of(exc), limit=1).format_exception_only()
+            plain = _plain(exc, next(kind for kind in _HINTED if issubclass(type(exc), kind)))
+            shown = traceback.TracebackException(type(plain), plain, traceback_of(exc), limit=1).format_exception_only()
             head, found, tail = "".join(shown).rstrip("\n").rpartition(". Did you mean")
         except BaseException as problem:  # it looks into the user's objects
             pass_on(problem)
@@ -373,12 +398,10 @@ _BY_CONTEXT: Final = "\nDuring handling of the above exception, another exceptio
 def _last_line(exc: BaseException, message: str, link: Link) -> str:
     name = _shown_type(type(exc))
     if issubclass(type(exc), SyntaxError):
-        try:
-            return tidy("".join(traceback.format_exception_only(exc)))
-        except BaseException as problem:  # its attributes may be anything
-            pass_on(problem)
-            return f"{name}: {message}\n"
-    text = f"{name}: {message}{_hint(exc, message, link)}\n" if message else f"{name}\n"
+        *where, said = traceback.format_exception_only(_plain(exc, SyntaxError))
+        text = tidy("".join((*where, name, said.removeprefix("SyntaxError"))))
+    else:
+        text = f"{name}: {message}{_hint(exc, message, link)}\n" if message else f"{name}\n"
     notes = attributes_of(exc).get("__notes__")
     if type(notes) is list:
         for note in notes[:20]:
