@@ -65,6 +65,7 @@ class Guard:
             await work
         finally:
             requests.left(scope)
+            scope.pop(requests.ENTERED, None)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

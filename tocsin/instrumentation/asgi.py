@@ -76,6 +76,7 @@ class TocsinMiddleware:
         finally:
             if is_outermost:
                 requests.left(scope)
+                scope.pop(requests.ENTERED, None)  # a scope that is used again is a request again
             current_scope.reset(token)
 
 
