@@ -6,22 +6,15 @@ One table for the whole process: who watches requests enters them, who stops wai
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import itemgetter
 from time import monotonic
 from typing import Any, Final, NamedTuple
-
-MOST: Final = 10_000
-"""How many are told apart; more at once are answered all the same."""
 
 RETRY_AFTER_S: Final = 5
 """When a client that is refused may come again: somebody else will answer by then."""
 
 REFUSED: Final = b'{"success": false, "error": "this process is shutting down"}'
 """What it is answered, with 503."""
-
-ENTERED: Final = "tocsin.entered"
-"""Stands in a request that is in the table, so that no inner layer enters it again."""
 
 
 class UnderWay(NamedTuple):
@@ -37,31 +30,32 @@ is_stopping = False
 """Whether the server in this process has been asked to stop: new requests are refused."""
 
 
-def _to_nobody(count: int) -> None:
-    """Where nobody keeps the number."""
-
-
-_tell: Callable[[int], None] = _to_nobody
+_nobody = memoryview(bytearray(8)).cast("Q")
+_cell = _nobody  # where their number is kept
 
 
 def entered(request: Any, work: object = None) -> None:
     """
-    A request is being answered from now on, until `left`.
+    A request is being answered from now on, until `left`, which whoever calls this promises to call.
 
     Args:
         request: the scope or environ: the object itself is its key.
         work: the coroutine or the thread (`threading.get_ident()`) that answers it; its stack is told where
             the request outlives a stop.
     """
-    if len(_under_way) < MOST:
-        _under_way[id(request)] = request, monotonic(), work
-    _tell(len(_under_way))
+    _under_way[id(request)] = request, monotonic(), work
+    _cell[0] = len(_under_way)
 
 
 def left(request: Any) -> None:
     """It is answered; also one that was never entered."""
     _under_way.pop(id(request), None)
-    _tell(len(_under_way))
+    _cell[0] = len(_under_way)
+
+
+def is_under_way(request: Any) -> bool:
+    """Whether somebody has entered it."""
+    return id(request) in _under_way
 
 
 def active() -> int:
@@ -81,11 +75,11 @@ def stop() -> None:
     is_stopping = True
 
 
-def tell_to(tell: Callable[[int], None] | None) -> None:
-    """Have the number kept by somebody as it changes, and know it now; None for nobody."""
-    global _tell
-    _tell = tell or _to_nobody
-    _tell(len(_under_way))
+def keep_in(cell: memoryview[int] | None) -> None:
+    """Have the number kept in a cell of memory as it changes, from now on; None for in none."""
+    global _cell
+    _cell = _nobody if cell is None else cell
+    _cell[0] = len(_under_way)
 
 
 def begin_anew() -> None:
@@ -93,4 +87,4 @@ def begin_anew() -> None:
     global is_stopping
     _under_way.clear()
     is_stopping = False
-    tell_to(None)
+    keep_in(None)

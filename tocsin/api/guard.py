@@ -55,17 +55,15 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if requests.ENTERED in scope:  # by the layer around the application that this is mounted in
+        if requests.is_under_way(scope):  # entered by the layer around the application that this is mounted in
             await self._answer(scope, receive, send)
             return
-        scope[requests.ENTERED] = True
         work = self._answer(scope, receive, send)
         requests.entered(scope, work)
         try:
             await work
         finally:
             requests.left(scope)
-            scope.pop(requests.ENTERED, None)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

@@ -63,6 +63,11 @@ class Life:
         """How many requests are under way."""
         self._cells[ACTIVE] = requests
 
+    @property
+    def active(self) -> memoryview[int]:
+        """The one cell in which that stands, for whoever has no time for a call."""
+        return self._cells[ACTIVE : ACTIVE + 1]
+
     def note_memory(self, memory_bytes: int, now_ns: int) -> None:
         """The resident set in bytes, and so that the process lives."""
         self._cells[MEMORY] = memory_bytes

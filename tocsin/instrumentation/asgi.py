@@ -45,12 +45,12 @@ class TocsinMiddleware:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, _watching_lifespan(send))
             return
-        is_outermost = requests.ENTERED not in scope
-        if is_outermost:
-            if requests.is_stopping and not _tells_of_the_stop(scope):
-                await _refuse(scope, send)
-                return
-            scope[requests.ENTERED] = True
+        outer = current_scope.get()
+        # A server may begin the next request of a connection in what the last one has left.
+        is_outermost = outer is None or not requests.is_under_way(root_of(outer))
+        if is_outermost and requests.is_stopping and not _tells_of_the_stop(scope):
+            await _refuse(scope, send)
+            return
         status = 0
 
         def watching(message: Message) -> Awaitable[None]:
@@ -59,7 +59,6 @@ class TocsinMiddleware:
                 status = message["status"]
             return send(message)
 
-        outer = current_scope.get()
         if outer is not None and outer is not scope:
             link_scopes(scope, outer)
         token = current_scope.set(scope)
@@ -76,7 +75,6 @@ class TocsinMiddleware:
         finally:
             if is_outermost:
                 requests.left(scope)
-                scope.pop(requests.ENTERED, None)  # a scope that is used again is a request again
             current_scope.reset(token)
 
 

@@ -168,7 +168,7 @@ def _open(settings: Settings, first: State) -> Capture | None:
     faults.watch(own)
 
     def keep_count() -> None:  # again and again: two threads may have written it in the wrong order
-        requests.tell_to(own.life.set_active)
+        requests.keep_in(own.life.active)
 
     keep_count()
     drain = Drain(settings, own, own.folder, _say_stored, chores=(keep_count, functools.partial(faults.watch, own)))
@@ -200,7 +200,7 @@ def _stop(timeout_s: float) -> None:
     global _started
     capture, state.current, _started = state.current, None, None
     if capture is not None:
-        requests.tell_to(None)
+        requests.keep_in(None)
         capture.close(timeout_s)
         faults.uninstall()
 
