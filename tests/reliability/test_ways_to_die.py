@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.processes import ROOT, drain_rest, environment_of, rows_of
-from tests.reliability.ways import GOES_ON, PROGRAMS, Program, Running, Told
+from tests.reliability.ways import PROGRAMS, SECTIONS, Program, Row, Running, Told
 from tests.waiting import eventually
 
 BATCHES = 4
@@ -179,9 +179,65 @@ def check(programs: Sequence[Program], url: str, folder: Path, subtests: pytest.
                 raise end.problem
             assert end.code == program.exit, _report(f"{end.code}, not {program.exit}", rest, end)
             assert not rest, _report("more is recorded", rest, end)
-            if program.play is None and any(row.then == GOES_ON for row in program.rows):
+            if program.play is None and any(program.goes_on(row) for row in program.rows):
                 assert "went on" in end.said, end.said
 
 
 def _report(what: str, rest: Sequence[Any], end: End) -> str:
     return "\n".join([what, "left over:", *map(shown, rest), f"exit {end.code}, and said:", end.said])
+
+
+# The table in the docs.
+
+
+def table() -> str:
+    """The rows as the page shall have them."""
+    parts = []
+    for title, programs in SECTIONS.items():
+        lines = [f"### {title}\n", "| what happens | recorded | the program | who starts it again |"]
+        lines.append("| --- | --- | --- | --- |")
+        for program in programs:
+            for row in program.rows:
+                cells = (_way(program, row), _recorded(row), program.then(row), program.who(row))
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _way(program: Program, row: Row) -> str:
+    return f"{row.way} (asyncio, uvloop)" if program.loops else row.way
+
+
+def _recorded(row: Row) -> str:
+    return "; ".join(map(_told, row.told)) or "nothing"
+
+
+def _told(told: Told) -> str:
+    if told.type in _ANY:
+        said = "the exception"
+    else:
+        said = f"*{told.says}*" if told.type in ("", "ProcessExit") else f"`{told.type}`"
+    times = f" × {told.count}" if told.count > 1 else ""
+    also = f", with {' and '.join(one.words for one in told.also)}" if told.also else ""
+    return f"{told.severity}: {said}{times}{also}"
+
+
+_ANY = ("ConnectionError", "KeyError", "LookupError", "RangeError", "RuntimeError", "ValueError")
+"""Types that stand for any other."""
+
+
+def test_the_page_has_the_rows_that_are_tried() -> None:
+    """`python -m tests.reliability.test_ways_to_die` writes the table anew."""
+    assert PAGE.read_text().split(_BEGIN)[1].split(_END)[0] == table()
+
+
+def test_each_way_has_a_name_of_its_own() -> None:
+    """Else the errors of one would count for another."""
+    names = [program.name for program in with_doubles(PROGRAMS)]
+
+    assert len(set(names)) == len(names)
+
+
+if __name__ == "__main__":
+    head, rest = PAGE.read_text().split(_BEGIN)
+    PAGE.write_text(head + _BEGIN + table() + _END + rest.split(_END)[1])

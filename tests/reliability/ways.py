@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import psutil
+
 from tests.waiting import eventually
 
 _WAITS_S: Final = 40
@@ -88,6 +90,24 @@ class Program:
     needs: str = ""
     is_heavy: bool = False
     is_gate: bool = False
+
+    def then(self, row: Row) -> str:
+        """What it does next."""
+        return row.then or ends(self.exit)
+
+    def who(self, row: Row) -> str:
+        """Who starts it again."""
+        if row.who:
+            return row.who
+        if self.goes_on(row):
+            return NOBODY
+        if self.exit == 0:
+            return IN_ORDER
+        return SUPERVISED_ALONE if self.command == ALONE else SUPERVISED
+
+    def goes_on(self, row: Row) -> bool:
+        """Whether a way ends it at all."""
+        return self.then(row).endswith(GOES_ON)
 
 
 class Running:
@@ -201,9 +221,11 @@ def _words(command: str, environ: Mapping[str, str]) -> list[str]:
 GOES_ON: Final = "goes on"
 ANSWERS_500: Final = "answers 500, goes on"
 
-SUPERVISED: Final = "PM2, systemd, Docker; or `tocsin run --restart`"
+SUPERVISED: Final = "your supervisor, or `--restart`"
+SUPERVISED_ALONE: Final = "your supervisor"
 NOBODY: Final = "nobody: it goes on"
 IN_ORDER: Final = "nobody: it ended in order"
+BY_US: Final = "`tocsin run`"
 ASKED: Final = "nobody: it was asked to end"
 
 
@@ -244,9 +266,9 @@ _STDERR = Also("the end of stderr", "process.stderr")
 # What is done to it.
 
 
-def _says(text: str) -> Callable[[Running], None]:
+def _says(text: str, times: int = 1) -> Callable[[Running], None]:
     def play(running: Running) -> None:
-        running.wait_for(f"^{text}$")
+        running.wait_for(f"^{text}$", times)
 
     return play
 
@@ -267,6 +289,19 @@ def _send(number: signal.Signals, *, is_up: bool = False) -> Callable[[Running],
         running.send(number)
 
     return play
+
+
+def _kill_parent(running: Running) -> None:
+    """The program ends with it."""
+    program = running.pid()
+    running.send(signal.SIGKILL)
+    eventually(lambda: not _lives(program), _WAITS_S)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _both(*plays: Callable[[Running], None]) -> Callable[[Running], None]:
@@ -297,12 +332,19 @@ def _asgi_requests(running: Running) -> None:
     assert found == {"fail": 500, "database": 500, "stream": 200, "background": 200, "ok": 200}
 
 
-def _kill_worker(running: Running) -> None:
-    """The one that answers; until another does, which is none of the first ones."""
-    before = {int(running.get("/pid")[1])}
-    os.kill(before.pop(), signal.SIGKILL)
-    running.wait_for(r"Application startup complete|Booting worker with pid", 2)
-    eventually(lambda: running.get("/pid")[0] == 200, _WAITS_S)
+def _kill_worker(begins: str, times: int) -> Callable[[Running], None]:
+    """The one that answers; until another has begun, which is number `times`, and requests are answered."""
+
+    def play(running: Running) -> None:
+        os.kill(int(running.get("/pid")[1]), signal.SIGKILL)
+        running.wait_for(begins, times)
+        assert running.get("/pid")[0] == 200
+
+    return play
+
+
+_BOOTS: Final = "Booting worker with pid"  # gunicorn
+_STARTS: Final = "Started server process"  # uvicorn
 
 
 def _stop_under_way(running: Running) -> None:
@@ -365,9 +407,11 @@ def _enqueue(running: Running) -> None:
     import rq
 
     with redis.Redis.from_url(running.environ["REDIS"]) as connection:
-        rq.Queue("shop", connection=connection).enqueue("program.fail")
+        jobs = rq.Queue("shop", connection=connection)
+        jobs.enqueue("program.fail")
+        jobs.enqueue("program.die")
     running.wait_for("in a job of RQ")
-    running.wait_for("Listening on shop|\\*\\*\\* Listening")
+    running.wait_for("terminated unexpectedly")
 
 
 def _five_deaths(running: Running) -> None:
@@ -475,6 +519,7 @@ def app(environ, start_response):
 """
 
 CELERY: Final = """
+import os, signal
 from celery import Celery
 from celery.signals import worker_ready
 
@@ -484,17 +529,23 @@ app = Celery("program", broker="memory://")
 def fail():
     raise ValueError("in a Celery task")
 
+@app.task
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
 @worker_ready.connect
 def when_ready(**options):
-    fail.delay()
+    globals()[os.environ["TASK"]].delay()
 """
 
-FIRST_LIFE: Final = """
-import pathlib, sys
-if pathlib.Path("lived").exists():
-    print("second life", flush=True)
+LIVES: Final = """
+import os, sys
+with open("lives", "a") as file:
+    print(file=file)
+    life = file.tell()
+print("life", life, flush=True)
+if life == int(os.environ.get("LAST", "3")):
     sys.exit(0)
-pathlib.Path("lived").touch()
 """
 
 IN_THREADS = """
@@ -927,7 +978,7 @@ KILLED = (
     Program(
         name="killed-parent",
         code=PAUSES,
-        play=_send(signal.SIGKILL),
+        play=_kill_parent,
         exit=-signal.SIGKILL,
         rows=(
             Row(
@@ -986,7 +1037,7 @@ OTHERS = (
         name="not-found",
         command="tocsin run -- no-such-program",
         exit=127,
-        rows=(Row(way="there is no such program", who="PM2, systemd, Docker, in vain: the message is on stderr"),),
+        rows=(Row(way="there is no such program", who="your supervisor, in vain: the message is on stderr"),),
     ),
     Program(
         name="not-runnable",
@@ -995,7 +1046,7 @@ OTHERS = (
         rows=(
             Row(
                 way="the file may not be run (mode, format)",
-                who="PM2, systemd, Docker, in vain: the message is on stderr",
+                who="your supervisor, in vain: the message is on stderr",
             ),
         ),
     ),
@@ -1125,6 +1176,13 @@ tocsin.on_shutdown(lambda: print("closed the rest", flush=True))
         rows=(Row(way="Ctrl-C in `asyncio.run`", who=ASKED),),
     ),
     Program(
+        name="quit",
+        code=PAUSES,
+        play=_send(signal.SIGQUIT),
+        exit=-signal.SIGQUIT,
+        rows=(Row(way="`SIGQUIT`: somebody wants a core dump", who=ASKED),),
+    ),
+    Program(
         name="stubborn",
         code="import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('not now', flush=True))\n"
         + PID
@@ -1144,7 +1202,7 @@ tocsin.on_shutdown(lambda: print("closed the rest", flush=True))
         code="import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('not now', flush=True))\n"
         + PID
         + "while True: signal.pause()",
-        play=_both(TERM, _says("not now"), _send(signal.SIGKILL)),
+        play=_both(TERM, _says("not now"), _kill_parent),
         exit=-signal.SIGKILL,
         rows=(
             Row(
@@ -1208,7 +1266,7 @@ SERVERS = (
         is_heavy=True,
         command="tocsin run -- uvicorn program:app --port 0 --workers 2",
         code=ASGI,
-        play=_both(_asgi_requests, _kill_worker, STOP),
+        play=_both(_asgi_requests, _kill_worker(_STARTS, 3), STOP),
         rows=(
             Row(
                 way="an exception in a request (ASGI: FastAPI, Starlette)",
@@ -1243,7 +1301,7 @@ SERVERS = (
         is_heavy=True,
         command="tocsin run -- gunicorn program:app --bind 127.0.0.1:0 --worker-class uvicorn_worker.UvicornWorker",
         code=RAW_APP,
-        play=_both(_fails("/fail"), _kill_worker, STOP),
+        play=_both(_fails("/fail"), _kill_worker(_BOOTS, 2), STOP),
         rows=(
             Row(
                 way="an exception in a request (gunicorn with uvicorn's workers)",
@@ -1263,7 +1321,7 @@ SERVERS = (
         is_heavy=True,
         command="tocsin run -- gunicorn program:app --bind 127.0.0.1:0",
         code=VIEWS,
-        play=_both(_fails("/flask"), _fails("/django"), _fails("/plain"), _kill_worker, STOP),
+        play=_both(_fails("/flask"), _fails("/django"), _fails("/plain"), _kill_worker(_BOOTS, 2), STOP),
         rows=(
             Row(
                 way="an exception in a view of Flask",
@@ -1346,6 +1404,18 @@ app = Starlette(lifespan=lifespan)
         ),
     ),
     Program(
+        name="gunicorn-import",
+        command="tocsin run -- gunicorn program:app --bind 127.0.0.1:0",
+        code="raise KeyError('SECRET')",
+        exit=3,
+        rows=(
+            Row(
+                way="an exception while a worker of gunicorn imports the application",
+                told=_high("KeyError", "SECRET", "wsgi", severity="critical"),
+            ),
+        ),
+    ),
+    Program(
         name="reload",
         command="tocsin run -- uvicorn program:app --port 0 --reload",
         code=RAW_APP,
@@ -1361,13 +1431,16 @@ app = Starlette(lifespan=lifespan)
     ),
 )
 
+_CELERY = "tocsin run -- celery -A program worker --concurrency 1 --without-mingle --without-gossip -l warning"
+
 JOBS = (
     Program(
         name="celery",
         is_heavy=True,
-        command="tocsin run -- celery -A program worker --concurrency 1 --without-mingle --without-gossip -l warning",
+        command=_CELERY,
         code=CELERY,
-        play=_both(_says("MainProcess.* raised unexpected: ValueError.*|.*in a Celery task.*"), STOP),
+        environ={"TASK": "fail"},
+        play=_both(_says(".*in a Celery task.*"), STOP),
         rows=(
             Row(
                 way="an exception in a task of Celery",
@@ -1377,17 +1450,45 @@ JOBS = (
         ),
     ),
     Program(
+        name="celery-killed",
+        is_gate=True,  # Celery waits for ten seconds
+        command=_CELERY,
+        code=CELERY,
+        environ={"TASK": "die"},
+        play=_both(_says(".*WorkerLostError.*"), STOP),
+        rows=(
+            Row(
+                way="`kill -9` of the process that runs a task of Celery",
+                told=_high("WorkerLostError", "signal 9 (SIGKILL)", "celery", severity="critical"),
+                then=GOES_ON,
+                who="Celery starts another process",
+            ),
+        ),
+    ),
+    Program(
         name="rq",
         is_heavy=True,
         needs="redis",
         command="tocsin run -- rq worker --url $REDIS shop",
-        code="def fail():\n    raise ValueError('in a job of RQ')",
+        code="""
+import os, signal
+def fail():
+    raise ValueError("in a job of RQ")
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
         play=_both(_enqueue, STOP),
         rows=(
             Row(
                 way="an exception in a job of RQ",
                 told=_high("ValueError", "in a job of RQ", "rq"),
                 then=GOES_ON,
+            ),
+            Row(
+                way="`kill -9` of the process that runs a job of RQ",
+                told=_high("", "the work horse of RQ was lost in program.die", "rq", severity="critical"),
+                then=GOES_ON,
+                who="RQ starts another for the next job",
             ),
         ),
     ),
@@ -1396,49 +1497,49 @@ JOBS = (
 RESTARTS = (
     Program(
         name="restarted",
+        is_heavy=True,
         command="tocsin run --restart -- python program.py",
-        code=FIRST_LIFE + "raise ValueError('in the first life')",
-        play=_says("second life"),
+        code=LIVES + 'if life == 1: raise ValueError("in the first life")\n' + PAUSES,
+        play=_both(
+            _says(".*starting it again in 1 s"),
+            _kill_program(signal.SIGKILL),
+            _says(".*starting it again in 2 s"),
+            _says("life 3"),
+        ),
         rows=(
             Row(
                 way="an uncaught exception, with `--restart`",
                 told=_uncaught("ValueError", "in the first life"),
                 then="starts anew after 1 s",
-                who="`tocsin run`",
+                who=BY_US,
             ),
-        ),
-    ),
-    Program(
-        name="restarted-killed",
-        command="tocsin run --restart -- python program.py",
-        code=FIRST_LIFE + PAUSES,
-        play=_both(_kill_program(signal.SIGKILL), _says("second life")),
-        rows=(
             Row(
-                way="`kill -9`, with `--restart`",
+                way="`kill -9`, and so soon after the first death",
                 told=_death("was killed by SIGKILL"),
-                then="starts anew after 1 s",
-                who="`tocsin run`",
+                then="starts anew after 2 s",
+                who=BY_US,
             ),
         ),
     ),
     Program(
         name="at-the-limit",
-        command="tocsin run --restart --max-memory 120M -- python program.py",
-        code=FIRST_LIFE + "taken = bytearray(150 * 2**20)\n" + PAUSES,
-        play=_says("second life"),
+        command="tocsin run --max-memory 120M -- python program.py",
+        code=LIVES + "taken = bytearray(150 * 2**20)\n" + PAUSES,
+        environ={"LAST": "2"},
+        play=_both(_says(".*takes .* MB of memory, of 120 MB: it is stopped"), _says("life 2")),
         rows=(
             Row(
                 way="its memory reaches `--max-memory`",
                 told=_note("more than 120 MB", kind="MemoryLimit"),
                 then="is asked to stop, starts anew",
-                who="`tocsin run`",
+                who=BY_US,
             ),
         ),
     ),
     Program(
         name="crash-loop",
-        command="""sh -c 'for life in 1 2 3 4 5; do tocsin run -- sh -c "exit 4" & done; wait'""",
+        command="""sh -c 'for n in 1 2 3 4 5; do (tocsin run -- sh -c "exit 4"; echo code $?) & done; wait'""",
+        play=_says("code 4", 5),
         rows=(
             Row(
                 way="it ends again and again (five times in ten minutes)",
@@ -1462,7 +1563,7 @@ RESTARTS = (
                     *_death("died 5 times", kind="CrashLoop"),
                 ),
                 then="starts anew after 1, 2, 4, 8 … 60 s",
-                who="`tocsin run`",
+                who=BY_US,
             ),
         ),
     ),
@@ -1478,7 +1579,9 @@ OUT_OF_MEMORY = (
         rows=(
             Row(
                 way="the kernel kills it for want of memory (a container's limit)",
-                told=_death("(out of memory)", Also("the kernel's counter", "process.oom_kills", "1")),
+                told=_death(
+                    "was killed by SIGKILL (out of memory)", Also("the kernel's counter", "process.oom_kills", "1")
+                ),
             ),
         ),
     ),
