@@ -957,3 +957,13 @@ def test_show_has_the_source_around_the_line(tocsin: Tocsin, stored: Stored, err
     said = tocsin("show", "1").out
 
     assert "      5  def pay():\n      6      total = 1\n>     7      total / 0\n      8  x\n" in said
+
+
+def test_show_has_what_came_before_the_error(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    crumb = {"time": "2026-03-14T09:26:53.589+00:00", "kind": "log", "level": "info", "logger": "shop.orders"}
+    stored(error(context={"tocsin.breadcrumbs": [crumb | {"message": "order is\x1b[31m paid"}]}))
+
+    said = tocsin("show", "1").out
+
+    assert "09:26:53.589  info  shop.orders  order is\\x1b[31m paid" in said
+    assert "tocsin.breadcrumbs" not in said
