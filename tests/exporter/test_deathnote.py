@@ -169,7 +169,7 @@ def test_the_evidence_stands_in_the_error() -> None:
     }
     assert {key: found.context.get(key) for key in expected} == expected
     assert found.stack is not None
-    assert found.stack.index("Current thread") < found.stack.index("worker.py")  # what failed, first
+    assert found.stack.index("images.py") < found.stack.index("worker.py")  # what failed, first
     assert found.culprit == "shop.images in thumbnail"
     shown = [(frame["module"], frame["line"], frame["in_app"]) for frame in found.context["tocsin.frames"]]
     assert shown == [("shop.app", 7, True), ("shop.images", 3, True), ("ctypes", 519, False)]

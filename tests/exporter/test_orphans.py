@@ -149,6 +149,18 @@ def test_a_line_cut_short_does_not_swallow_the_end(tmp_path: Path) -> None:
         assert len(told_in(tmp_path)) == 1
 
 
+def test_an_end_is_told_where_it_is_known_whose_it_is(tmp_path: Path) -> None:
+    """The process died as it began another segment, in which there is nothing yet."""
+    stem = left_by(tmp_path, KILL)
+    (tmp_path / f"{stem}.0002.seg").touch()
+
+    for _ in range(2):
+        with adopted(tmp_path):
+            lines = [one.content for one in read_segment(tmp_path / f"{stem}.0001.seg", max_bytes=2**20)]
+            assert [one and one.get("kind") for one in lines] == ["segment", "error"]
+            assert len(told_in(tmp_path)) == 1
+
+
 def test_who_has_seen_the_end_has_time_to_tell_it(tmp_path: Path) -> None:
     """A parent knows the exit code, and the end of stderr."""
     stem = left_by(tmp_path, KILL, watcher=os.getpid())

@@ -191,6 +191,7 @@ def _wait(pid: int) -> int:
 
 def main(folder: Path) -> None:
     """Answer orders until there are no more."""
+    tocsin.flush()  # the front door loads what is behind it when it is used
     vars(spooling)["SEGMENT_BYTES"] = 64 * 2**10  # so that a victim turns some over
     store = open_store(Settings.load(os.environ).database_url)
     migrate.prepare_now(store)  # the driver and what the first statement loads are there before the first fork

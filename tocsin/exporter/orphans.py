@@ -64,7 +64,7 @@ def tell(orphan: Orphan) -> None:
         orphan.note_told()  # it has become another program, whose end is not ours to tell
         return
     orphan.ended_ns = evidence.ended_ns
-    is_told = spooling.has_line(segments[-1], evidence.error_id)
+    is_told = spooling.has_line(spooling.last_of(segments), evidence.error_id)
     if state == State.TOLD and not is_told:
         return  # by its watcher, who knows more
     orphan.how = deathnote.judge(evidence).how

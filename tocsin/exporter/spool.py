@@ -504,12 +504,12 @@ class Orphan:
 
     def append(self, line: bytes) -> None:
         """
-        Add a line to its last segment, on the disk when this returns; the file is as old as it was before.
+        Add a line to its segments, on the disk when this returns; the file is as old as it was before.
 
         Raises:
             OSError: the disk is full; what is there of the line is passed over by who reads it.
         """
-        _append_to(self.segments()[-1], [line])
+        _append_to(last_of(self.segments()), [line])
 
     def note_told(self) -> None:
         """Its end is recorded: nobody else shall do it again."""
@@ -628,7 +628,7 @@ def _append_unflushed(orphan: Orphan, fd: int) -> None:
     moment = int(os.fstat(fd).st_mtime_ns)
     lines = [_repeats_line(error_id, begin, end, moment) for error_id, (begin, end) in waiting.items() if end > begin]
     if lines:
-        _append_to(segments[-1], lines)
+        _append_to(last_of(segments), lines)
 
 
 def _append_to(path: Path, lines: Sequence[bytes]) -> None:
@@ -718,13 +718,19 @@ def birth_of(stem: str) -> Birth | None:
 _STEM = re.compile(r"([0-9]{20})-([0-9]{1,10})-([0-9a-f]{8})")
 
 
+def last_of(segments: Sequence[Path]) -> Path:
+    """The last segment that says whose it is: its process may have died before it had begun another."""
+    return next((path for path in reversed(segments) if _head_of(path) is not None), segments[-1])
+
+
 def header_of(segments: Sequence[Path]) -> dict[str, Any] | None:
     """The first line of the segments of a process, whichever is there; None where none can be read."""
-    for path in reversed(segments):
-        lines = read_segment(path, max_bytes=LINE_BYTES, max_lines=1)
-        if lines and lines[0].content and lines[0].content.get("kind") == "segment":
-            return lines[0].content
-    return None
+    return next((head for path in reversed(segments) if (head := _head_of(path)) is not None), None)
+
+
+def _head_of(path: Path) -> dict[str, Any] | None:
+    lines = read_segment(path, max_bytes=LINE_BYTES, max_lines=1)
+    return lines[0].content if lines and lines[0].content and lines[0].content.get("kind") == "segment" else None
 
 
 def has_line(path: Path, error_id: str) -> bool:
