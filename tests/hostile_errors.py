@@ -46,7 +46,7 @@ class Text(str):
     def _refuse(self, *_: object) -> NoReturn:
         raise RuntimeError("no text")
 
-    __getitem__ = __len__ = __iter__ = __contains__ = __eq__ = __hash__ = __add__ = __format__ = _refuse  # type: ignore[assignment]
+    __getitem__ = __len__ = __iter__ = __contains__ = __eq__ = __hash__ = __add__ = __format__ = _refuse
     startswith = partition = split = encode = lower = replace = isascii = splitlines = strip = _refuse  # type: ignore[assignment]
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Sulky:
     def _refuse(self, *_: object) -> NoReturn:
         raise SystemExit("nothing")
 
-    __repr__ = __str__ = __hash__ = __len__ = __iter__ = __eq__ = __bool__ = __getattr__ = __reduce_ex__ = _refuse  # type: ignore[assignment]
+    __repr__ = __str__ = __hash__ = __len__ = __iter__ = __eq__ = __bool__ = __getattr__ = __reduce_ex__ = _refuse
 
 
 class Refusing(Mapping[str, Any]):
@@ -220,10 +220,14 @@ class _Maker:
         exc: BaseException = base.__new__(self.kind(base))
         arguments = tuple(self.message() for _ in range(self.pick(0, 1, 1, 1, 2)))
         _set["args"](exc, arguments)
+        if self.chance.random() < 0.05:
+            vars(BaseException)["__dict__"].__set__(exc, Names())
         for _ in range(self.pick(0, 0, 1, 3)):
             key = self.pick("order", "password", "api_key", "status_code", "self", "__notes__", "\0", "response")
             held = vars(BaseException)["__dict__"].__get__(exc)
-            held[key] = exc if key == "self" else SECRET if key in ("password", "api_key") else self.message()
+            dict.__setitem__(
+                held, key, exc if key == "self" else SECRET if key in ("password", "api_key") else self.message()
+            )
         return exc
 
     def kind(self, base: type[BaseException]) -> type[BaseException]:
@@ -239,7 +243,8 @@ class _Maker:
         namespace.pop("__class__" if "__slots__" in namespace else "", None)
         self.what.append(f"{base.__name__} {sorted(namespace)}")
         try:
-            kind = self.metaclass(base)(self.chance.choice(("Odd", "Ödd", "x" * 2000)), (base,), namespace)
+            name = self.chance.choice(("Odd", "Ödd", "x" * 2000))
+            kind: type[BaseException] = self.metaclass(base)(name, (base,), namespace)
         except (TypeError, ValueError):  # such as a layout that cannot be
             return base
         if self.chance.random() < 0.05:
@@ -284,7 +289,7 @@ class _Maker:
             return _calling_itself(name)
         if what == "wait":
             self.is_slow = True
-            return lambda *_, **__: time.sleep(0.0005) or "slow"
+            return _waiting
         if what == "allocate":
             self.is_slow = True
             return lambda *_, **__: "x" * _LARGE
@@ -309,7 +314,7 @@ class _Maker:
 
     def note(self, exc: BaseException) -> None:
         notes = self.pick([f"token={SECRET}"], [None, b"x", 7], 7, [Text("odd")], ["n" * 9000] * 900, Sulky(), {})
-        vars(BaseException)["__dict__"].__get__(exc)["__notes__"] = notes
+        dict.__setitem__(vars(BaseException)["__dict__"].__get__(exc), "__notes__", notes)
 
     # With others
 
@@ -339,7 +344,10 @@ class _Maker:
         if roll < 0.01:
             self.is_slow = True
             members = [ValueError(1)] * 99_999 + members
-        group: BaseException = BaseExceptionGroup(self.pick("g", "\0", f"password={SECRET}", "\ud800"), members)
+        try:
+            group: BaseException = BaseExceptionGroup(self.pick("g", "\0", f"password={SECRET}", "\ud800"), members)
+        except BaseException:  # one that is in no group
+            return exc
         depth = 500 if roll > 0.98 else self.pick(0, 0, 1, 12)
         for _ in range(depth):
             group = BaseExceptionGroup("g", [group])
@@ -416,12 +424,17 @@ def _calling_itself(name: str) -> Callable[..., Any]:
     return method
 
 
+def _waiting(*_: object, **__: object) -> str:
+    time.sleep(0.0005)
+    return "slow"
+
+
 def _changing(self: BaseException, *_: Any, **__: Any) -> str:
     """In the middle of being read it becomes another."""
     _set["args"](self, ("changed", f"password={SECRET}"))
     _set["__cause__"](self, ValueError("changed"))
     _set["__traceback__"](self, None)
-    vars(BaseException)["__dict__"].__get__(self).clear()
+    dict.clear(vars(BaseException)["__dict__"].__get__(self))
     return "changed"
 
 

@@ -400,9 +400,8 @@ def host_in(url: str) -> str | None:
 
 def qualified(kind: type) -> str:
     """The qualified name of a class, ``shop.errors.OutOfStock``; builtins bare."""
-    module: object = module_of(kind)
-    name: object = qualname_of(kind)
-    if not isinstance(module, str) or not isinstance(name, str):  # a class may set them to anything
+    module, name = module_of(kind), qualname_of(kind)
+    if module is None:
         return "unknown"
     return name if module == "builtins" else f"{module}.{name}"
 

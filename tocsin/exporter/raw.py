@@ -17,16 +17,32 @@ context_of: Final[Callable[[BaseException], BaseException | None]] = vars(BaseEx
 is_context_suppressed: Final[Callable[[BaseException], bool]] = vars(BaseException)["__suppress_context__"].__get__
 traceback_of: Final[Callable[[BaseException], TracebackType | None]] = vars(BaseException)["__traceback__"].__get__
 attributes_of: Final[Callable[[BaseException], dict[str, Any]]] = vars(BaseException)["__dict__"].__get__
+"""It may be of a class of its own: read it by `get`, and write to it by ``dict.__setitem__``."""
+get: Final = dict.get
 members_of: Final[Callable[[BaseException], tuple[BaseException, ...]]] = vars(BaseExceptionGroup)["exceptions"].__get__
 """Of a group only."""
 exit_code_of: Final[Callable[[BaseException], object]] = vars(SystemExit)["code"].__get__
 """Of a `SystemExit` only."""
 
-module_of: Final[Callable[[type], object]] = vars(type)["__module__"].__get__
-qualname_of: Final[Callable[[type], str]] = vars(type)["__qualname__"].__get__
+_module_of: Final[Callable[[type], object]] = vars(type)["__module__"].__get__
+_qualname_of: Final[Callable[[type], str]] = vars(type)["__qualname__"].__get__
 mro_of: Final[Callable[[type], tuple[type, ...]]] = vars(type)["__mro__"].__get__
 
 MAX_LINKS: Final = 50
+
+
+def module_of(kind: type) -> str | None:
+    """Where a class says that it was made; None where it says no text."""
+    try:
+        found = _module_of(kind)
+    except AttributeError:  # it was deleted
+        return None
+    return str.__str__(found) if issubclass(type(found), str) else None
+
+
+def qualname_of(kind: type) -> str:
+    """A class's name with those that it is in."""
+    return str.__str__(_qualname_of(kind))
 
 
 def is_group(exc: BaseException) -> bool:

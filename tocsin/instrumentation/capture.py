@@ -27,7 +27,7 @@ from tocsin.contained import is_interrupt, note, own_threads
 from tocsin.exporter import classify, scrub
 from tocsin.exporter.fingerprint import template
 from tocsin.exporter.life import State
-from tocsin.exporter.raw import attributes_of, origins_of, traceback_of
+from tocsin.exporter.raw import attributes_of, get, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
 from tocsin.instrumentation import context, crumbs, emit, stacks, state
@@ -262,8 +262,8 @@ class Capture:
             self._reserve = None
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
         carried = attributes_of(error)
-        mark = carried.get(_MARK)
-        if mark is not None and _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
+        mark = get(carried, _MARK)
+        if mark is not None and _is_mark(mark) and _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
             return self._amend(sighting, mark, carried)
         if type(sighting.tb) is not TracebackType:  # a log call may bring anything
             sighting.tb = traceback_of(error)
@@ -274,7 +274,7 @@ class Capture:
             frame = stacks.caller()
             key = (id(type(error)), frame and (id(frame.f_code), frame.f_lasti))
         error_id = self._admit_sighting(sighting, key, code_key, scope)
-        carried[_MARK] = (error_id, unit, _rank(sighting), sighting.handled)
+        dict.__setitem__(carried, _MARK, (error_id, unit, _rank(sighting), sighting.handled))
         return error_id
 
     def _admit_sighting(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
@@ -403,7 +403,7 @@ class Capture:
         if facts := context.as_facts(sighting.facts):
             line["context"] = scrub.scrub_value(facts)
         if line:
-            carried[_MARK] = (error_id, unit, max(rank, new_rank), was_handled and sighting.handled)
+            dict.__setitem__(carried, _MARK, (error_id, unit, max(rank, new_rank), was_handled and sighting.handled))
             line |= {"v": VERSION, "kind": "amend", "error_id": error_id}
             self.spool.append(_encode(line).encode() + b"\n", durable=sighting.mechanism == "excepthook")
             self.drain.wake()
@@ -445,6 +445,14 @@ def resource(service: str, environment: str, release: str | None, instance_id: s
     if release:
         found[semconv.SERVICE_VERSION] = release
     return found
+
+
+def _is_mark(found: object) -> bool:
+    """Whether it was put there here, in this version; an exception may come from anywhere."""
+    return type(found) is tuple and [type(part) for part in found] == _MARK_OF
+
+
+_MARK_OF: Final = [str, str, int, bool]
 
 
 def _is_same_unit(marked: str, unit: str | None, is_outside: bool, mechanism: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from tocsin import semconv
 from tocsin.contained import pass_on
 from tocsin.exporter.fingerprint import template
-from tocsin.exporter.raw import attributes_of, traceback_of
+from tocsin.exporter.raw import attributes_of, get, traceback_of
 from tocsin.exporter.scrub import BREADTH_LIMIT, scrub_query, scrub_text, scrub_url, scrub_value
 from tocsin.text import clean
 
@@ -100,7 +100,13 @@ class _Travelling(dict[str, Any]):
 def attach(exc: BaseException, facts: Mapping[str, Any]) -> None:
     """Let facts travel with an exception; what it carries already comes from further inside and stays."""
     carried = attributes_of(exc)
-    carried[_ON_EXCEPTION] = _Travelling({**facts, **(carried.get(_ON_EXCEPTION) or {})})
+    dict.__setitem__(carried, _ON_EXCEPTION, _Travelling({**facts, **_carried_facts(carried)}))
+
+
+def _carried_facts(carried: dict[str, Any]) -> dict[str, Any]:
+    """What was put on an exception here, or has come with it from another process."""
+    found = get(carried, _ON_EXCEPTION)
+    return found if type(found) is _Travelling or type(found) is dict else {}
 
 
 def as_facts(said: object) -> dict[str, Any]:
@@ -119,10 +125,10 @@ def as_facts(said: object) -> dict[str, Any]:
 def facts_of(exc: BaseException | None) -> dict[str, Any]:
     """What the user's code said about the place and time of an error."""
     around = current_facts.get()
-    carried = attributes_of(exc).get(_ON_EXCEPTION) if exc is not None else None
+    carried = _carried_facts(attributes_of(exc)) if exc is not None else {}
     if not around and not carried:
         return {}
-    return {**(around or {}), **(carried or {})}
+    return {**(around or {}), **carried}
 
 
 def request_attributes(scope: Scope, status: int | None) -> dict[str, Any]:

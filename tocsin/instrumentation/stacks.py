@@ -30,6 +30,7 @@ from tocsin.exporter.raw import (
     attributes_of,
     cause_of,
     context_of,
+    get,
     is_group,
     members_of,
     module_of,
@@ -402,7 +403,7 @@ def _last_line(exc: BaseException, message: str, link: Link) -> str:
         text = tidy("".join((*where, name, said.removeprefix("SyntaxError"))))
     else:
         text = f"{name}: {message}{_hint(exc, message, link)}\n" if message else f"{name}\n"
-    notes = attributes_of(exc).get("__notes__")
+    notes = get(attributes_of(exc), "__notes__")
     if type(notes) is list:
         for note in notes[:20]:
             text += (tidy(note, 2000) if type(note) is str else "<a note that is no text>") + "\n"
@@ -463,7 +464,7 @@ def _names_of(kind: type[BaseException]) -> _Names:
     found = _names.get(id(kind))
     if found is None:
         module, name = module_of(kind), qualname_of(kind)
-        if type(module) is not str:
+        if module is None:
             shown = f"<unknown>.{name}"
         else:
             shown = name if module in {"builtins", "__main__"} else f"{module}.{name}"
