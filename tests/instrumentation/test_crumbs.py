@@ -174,13 +174,17 @@ def test_secrets_are_masked(watched: Watched) -> None:
 
 
 def test_a_secret_at_the_cut_is_not_shown_by_half(watched: Watched) -> None:
-    for before in (250, 280, 540, 554):
-        log.info("%s postgresql://shop:geheim77@db.example/shop %s", "x" * before, "y" * 500)
+    """Nor where masks before it bring into view what stands far behind."""
+    for before in range(516, 540, 3):
+        start = f"password={'z' * 400} "
+        log.info("%s%s postgresql://shop:geheim77@db.example/shop", start, "x" * (before - len(start)))
+        log.info("%s postgresql://shop:geheim77@db.example/shop", "x" * (before - 260))
     tocsin.track_error("it broke")
 
     told = messages_of(watched.row())
-    assert [len(one) for one in told] == [300] * 4
-    assert "gehei" not in str(told)
+    assert len(told) == 16
+    assert max(map(len, told)) == 300
+    assert "gehe" not in str(told)
 
 
 def test_nothing_steers_a_terminal(watched: Watched) -> None:
@@ -190,10 +194,22 @@ def test_nothing_steers_a_terminal(watched: Watched) -> None:
     assert messages_of(watched.row()) == ["a\\x1b[31mb\\u202e"]
 
 
-def test_the_last_thirty_are_kept(watched: Watched) -> None:
-    for number in range(100):
-        log.info("line %d", number)
-    tocsin.track_error("it broke")
+@pytest.mark.parametrize("unit", ["thread", "request", "task"])
+def test_the_last_thirty_are_kept(unit: str, watched: Watched) -> None:
+    def work() -> None:
+        for number in range(100):
+            log.info("line %d", number)
+        tocsin.track_error("it broke")
+
+    async def work_in_task() -> None:
+        work()
+
+    if unit == "task":
+        asyncio.run(work_in_task())
+    else:
+        token = current_scope.set({"type": "http", "path": "/"} if unit == "request" else None)
+        work()
+        current_scope.reset(token)
 
     assert messages_of(watched.row()) == [f"line {number}" for number in range(70, 100)]
 
