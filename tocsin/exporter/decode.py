@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from tocsin.exporter import breadcrumbs, classify, frames
 from tocsin.exporter.brief import without_numbers
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
 from tocsin.exporter.scrub import scrub_text
+from tocsin.exporter.source import lines_of
 from tocsin.model import Amendment, Entry, ErrorRecord, Frame, Instance, Repeats, Severity
 from tocsin.text import clean, one_line
 
@@ -430,9 +430,7 @@ def with_source(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
             with_source -= 1
             line = frame["line"]
             first = max(line - SOURCE_LINES, 1)
-            lines = [
-                one.rstrip("\n")[:400] for one in linecache.getlines(frame["file"])[first - 1 : line + SOURCE_LINES]
-            ]
+            lines = [one.rstrip("\n")[:400] for one in lines_of(frame["file"])[first - 1 : line + SOURCE_LINES]]
             here = line - first
             if here < len(lines) and scrub_text(lines[here]).strip() == frame["text"]:
                 tidied = [clean(scrub_text(one), 500) for one in lines]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import linecache
 import os
-import stat
 import sys
 import sysconfig
 import traceback
@@ -40,6 +39,7 @@ from tocsin.exporter.raw import (
     traceback_of,
 )
 from tocsin.exporter.scrub import scrub_text
+from tocsin.exporter.source import is_readable
 from tocsin.text import MESSAGE_LIMIT, STACK_LIMIT, clean, shorten
 
 MAX_FRAMES: Final = 100  # at each end of a stack
@@ -191,25 +191,11 @@ def _text_of(entry: TracebackType) -> str:
     code = entry.tb_frame.f_code
     file, name = _exact(code.co_filename), _exact(code.co_name)
     try:
-        if _is_readable(file):
+        if is_readable(file):
             return "".join(traceback.StackSummary.from_list([_summary(entry)]).format())
     except BaseException as problem:  # of a loader, or for a name that is none
         pass_on(problem)
     return f'  File "{file}", line {entry.tb_lineno}, in {name}\n'
-
-
-def _is_readable(file: str) -> bool:
-    """Whether to ask for lines: what is no file of a bearable size may never end, or wait for somebody to write."""
-    if file in linecache.cache:
-        return True
-    try:
-        found = Path(file).stat()
-    except OSError:
-        return True
-    return stat.S_ISREG(found.st_mode) and found.st_size <= _LARGEST_FILE
-
-
-_LARGEST_FILE: Final = 4 * 2**20
 
 
 def _summary(entry: TracebackType) -> traceback.FrameSummary:
