@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.servers import Server
+from tests.interop.servers import Server, told
 from tests.processes import rows_of
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -27,9 +27,8 @@ def ask_all(server: Server) -> None:
 
 def check(server: Server, route: str | None, mechanism: str = "wsgi") -> None:
     """Each failure is stored once and with its request, also the last one before the end."""
-    told = server.told()
     status = "GET /unavailable" if route is None or route.startswith("/") else "GET unavailable"
-    assert told == {
+    assert told(server.database_url) == {
         ("LookupError", mechanism, "high"): 2,
         (f"{status} answered 503", mechanism, "high"): 1,
         ("KeyError", mechanism, "high"): 1,

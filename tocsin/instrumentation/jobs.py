@@ -16,7 +16,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from tocsin.contained import contained
+from tocsin.exporter.life import State
 from tocsin.instrumentation import state
+from tocsin.instrumentation.capture import Capture
 from tocsin.instrumentation.context import current_facts
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.patches import Layer, Patch
@@ -221,6 +223,18 @@ def _performed(layer: Layer) -> Callable[..., Any]:
     return perform_job
 
 
+def _worked(layer: Layer) -> Callable[..., Any]:
+    """``main_work_horse``: also where the horse is a program of its own, its worker sees how it ends, and tells."""
+
+    def main_work_horse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer.is_on and isinstance(state.current, Capture):
+            with contained("leaving a work horse to its worker"):
+                state.current.spool.life.set_state(State.UNMARKED)
+        return layer.before(self, *args, **kwargs)
+
+    return main_work_horse
+
+
 def _excepted(layer: Layer) -> Callable[..., Any]:
     """``handle_exception``: RQ logs the exception and asks its handlers; whether it tries again it decides later."""
 
@@ -284,6 +298,7 @@ def _note_killed(job: Any, status: int | None) -> None:
 def _patch_rq(module: ModuleType) -> None:
     kind = module.BaseWorker if hasattr(module, "BaseWorker") else module.Worker
     _patch(kind, "perform_job", _performed)
+    _patch(kind, "main_work_horse", _worked)
     _patch(kind, "handle_exception", _excepted)
     _patch(kind, "handle_work_horse_killed", _killed)
     if hasattr(kind, "handle_job_retry"):

@@ -13,6 +13,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import Token
 from types import ModuleType
 from typing import Any, Final
 
@@ -65,10 +66,9 @@ def serve(app: App, environ: Scope, start_response: StartResponse) -> Iterable[b
 class _Answer:
     """What an application answers one request with; its body may still be in the making."""
 
-    __slots__ = ("_environ", "_is_open", "_is_outermost", "_start", "_status", "_step", "body")
+    __slots__ = ("_environ", "_is_open", "_is_outermost", "_start", "_status", "body")
 
     body: Iterable[bytes]
-    _step: Callable[[], bytes]
 
     def __init__(self, environ: Scope, start: StartResponse, *, is_outermost: bool) -> None:
         self._environ = environ
@@ -90,31 +90,35 @@ class _Answer:
         return self._start(status, headers, exc_info)
 
     def __iter__(self) -> Iterator[bytes]:
-        self._step = self._within(iter, self.body).__next__
-        return self
-
-    def __next__(self) -> bytes:
-        return self._within(self._step)  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """The server calls it at the end, whatever the end is."""
+        """The body, each step of it in its request: between the steps the thread is the server's."""
+        environ = self._environ
+        token: Token[Scope | None] | None = current_scope.set(environ)
         try:
-            if (close := getattr(self.body, "close", None)) is not None:
-                self._within(close)
-        finally:
-            self._within(self.finish)
-
-    def _within(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Take a step of a body in the making in its request: between the steps the thread is the server's."""
-        token = current_scope.set(self._environ)
-        try:
-            return step(*args)
-        except StopIteration:
+            for chunk in self.body:
+                current_scope.reset(token)  # type: ignore[arg-type]
+                token = None
+                yield chunk
+                token = current_scope.set(environ)
+        except GeneratorExit:
             raise
         except BaseException as exc:
             self.note(exc)
             raise
         finally:
+            if token is not None:
+                current_scope.reset(token)
+
+    def close(self) -> None:
+        """The server calls it at the end, whatever the end is."""
+        token = current_scope.set(self._environ)
+        try:
+            if (close := getattr(self.body, "close", None)) is not None:
+                close()
+        except BaseException as exc:
+            self.note(exc)
+            raise
+        finally:
+            self.finish()
             current_scope.reset(token)
 
     def __del__(self) -> None:
