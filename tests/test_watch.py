@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import termios
+import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,8 +27,25 @@ import pytest
 from tests.postgres import missing_part
 from tests.processes import drain_rest, environment_of, rows_of, run_command
 from tests.waiting import eventually
+from tocsin.exporter import life
+from tocsin.exporter.life import State
 from tocsin.run import WATCHER
-from tocsin.watch import DIED, ENDED, LATE, STOPPED, exit_as, judge
+from tocsin.watch import (
+    ALIVE,
+    DIED,
+    ENDED,
+    LATE,
+    STATE_CELL,
+    STOPPED,
+    STOPPING_CELL,
+    TOLD,
+    UNTOLD,
+    WATCHER_CELL,
+    as_json,
+    exit_as,
+    judge,
+    uuid7,
+)
 
 RUN = (sys.executable, "-m", "tocsin", "run", "--")
 
@@ -383,17 +404,6 @@ def test_python_that_cannot_tell_any_more_is_told_of(tmp_path: Path, sqlite_url:
     assert [row.context["process.exit.code"] for row in rows] == [9]
 
 
-def test_deaths_of_one_kind_are_one_group(tmp_path: Path, sqlite_url: str) -> None:
-    """A crash loop under a process manager is one group with an exact count."""
-    for port in (3001, 3002, 3003):
-        run_command(tmp_path, [*RUN, "sh", "-c", f"echo {port} >&2; exit 5"], sqlite_url)
-    drain_rest(tmp_path, sqlite_url)
-
-    rows = rows_of(sqlite_url)
-    assert len(rows) == 3
-    assert len({row.group_id for row in rows}) == 1
-
-
 def test_what_cannot_be_stored_waits_for_the_server(tmp_path: Path, sqlite_url: str) -> None:
     """The database is away when the program dies: the death is on the disk, and the end is not held up."""
     (tmp_path / "missing").write_text("")
@@ -479,3 +489,410 @@ def test_node_says_what_ended_it(name: str, tmp_path: Path, sqlite_url: str) -> 
     assert row.stack.splitlines()[1].startswith("    at ")
     assert row.context["process.exit.code"] == 1
     assert row.context["process.command"] == "node app.js"
+
+
+# Signals: once each, whoever sends them.
+
+
+HEARING = """
+import os, signal
+heard = os.open("heard", os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK)
+signal.set_wakeup_fd(heard)  # a byte for each that arrives
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+print(os.getpid(), flush=True)
+while not os.path.exists("stop"):
+    signal.sigtimedwait([], 0.05)
+"""
+
+
+class Tree:
+    """A program that counts signals under `tocsin run`, and all that belongs to it."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self.process = process
+        self.program = int(process.stdout.readline())
+        self._folder = folder
+
+    @property
+    def sentinel(self) -> int:
+        """The child of the watcher that is not the program."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        (found,) = {int(pid) for pid in children} - {self.program}
+        return found
+
+    def heard(self) -> bytes:
+        """The signals that reached the program."""
+        return (self._folder / "heard").read_bytes()
+
+    def end(self) -> int:
+        """Let it end by itself; our exit code, when all that was on its way has arrived."""
+        self.process.send_signal(signal.SIGUSR2)  # passed on after what came before it, and ends the program
+        return self.process.wait(20)
+
+
+@contextmanager
+def tree(folder: Path, url: str) -> Iterator[Tree]:
+    (folder / "hear.py").write_text(HEARING)
+    command = (sys.executable, "-I", "-S", "hear.py")
+    with running(folder, url, *command, start_new_session=True) as process:
+        yield Tree(folder, process)
+
+
+def one_by_one(number: int, pids: Sequence[int]) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+SENDERS = {
+    "the watcher alone": lambda one, number: one_by_one(number, [one.process.pid]),
+    "the group": lambda one, number: os.killpg(one.process.pid, number),
+    "parents first": lambda one, number: one_by_one(number, [one.process.pid, one.program, one.sentinel]),
+    "children first": lambda one, number: one_by_one(number, [one.sentinel, one.program, one.process.pid]),
+}
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+def test_a_signal_reaches_the_program_once(sender: str, tmp_path: Path, sqlite_url: str) -> None:
+    """Docker and `kill` signal the watcher, systemd and PM2 the whole tree: to some a second SIGINT says "at once"."""
+    sent = [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    with tree(tmp_path, sqlite_url) as one:
+        for count, number in enumerate(sent, 1):
+            SENDERS[sender](one, number)
+            eventually(lambda: len(one.heard()) >= count)
+        one.end()
+
+        assert one.heard() == bytes(sent)
+
+
+def test_a_signal_to_the_sentinel_alone_does_nothing(tmp_path: Path, sqlite_url: str) -> None:
+    """And a signal to the watcher that comes later is no echo of it; without the sentinel they come through too."""
+    with tree(tmp_path, sqlite_url) as one:
+        sentinel = one.sentinel
+        os.kill(sentinel, signal.SIGTERM)
+        one.process.send_signal(signal.SIGINT)
+        eventually(lambda: one.heard() == bytes([signal.SIGINT]))
+        os.kill(sentinel, signal.SIGKILL)
+        eventually(lambda: not _is_alive(sentinel))
+        one.process.send_signal(signal.SIGTERM)
+        eventually(lambda: one.heard() == bytes([signal.SIGINT, signal.SIGTERM]))
+        assert one.process.poll() is None
+
+
+def test_a_program_in_a_group_of_its_own_hears_what_goes_to_ours(tmp_path: Path, sqlite_url: str) -> None:
+    (tmp_path / "apart.py").write_text("import os; os.setsid()\n" + HEARING)
+    command = (sys.executable, "-I", "-S", "apart.py")
+    with running(tmp_path, sqlite_url, *command, start_new_session=True) as process:
+        one = Tree(tmp_path, process)
+        os.killpg(process.pid, signal.SIGINT)
+        eventually(lambda: one.heard() == bytes([signal.SIGINT]))
+
+
+def test_a_program_that_dies_before_the_signal_reaches_us_was_asked_to(tmp_path: Path, sqlite_url: str) -> None:
+    """As where a process manager goes through the tree, children first."""
+    with running(tmp_path, sqlite_url, "sh", "-c", "echo $$; exec sleep 60") as process:
+        assert process.stdout is not None
+        one_by_one(signal.SIGINT, [int(process.stdout.readline()), process.pid])
+        assert process.wait(20) == 0
+
+    drain_rest(tmp_path, sqlite_url)
+    assert rows_of(sqlite_url) == []
+
+
+def test_all_of_it_ends_with_the_watcher(tmp_path: Path, sqlite_url: str) -> None:
+    with tree(tmp_path, sqlite_url) as one:
+        sentinel = one.sentinel
+        one.process.kill()
+        eventually(lambda: not _is_alive(one.program) and not _is_alive(sentinel))
+
+
+STUBBORN = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
+
+
+def test_a_kill_after_a_stop_was_asked_for_is_a_note(tmp_path: Path, sqlite_url: str) -> None:
+    """It had too little time: no death, nobody is woken."""
+    with running(tmp_path, sqlite_url, "sh", "-c", STUBBORN) as process:
+        assert process.stdout is not None
+        program = int(process.stdout.readline())
+        process.terminate()
+        ignores = "SigIgn:\t0000000000004000"
+        eventually(lambda: ignores in Path(f"/proc/{program}/status").read_text())
+        eventually(lambda: _has_asked(tmp_path))
+        os.kill(program, signal.SIGKILL)
+        assert process.wait(20) == -signal.SIGKILL
+
+    drain_rest(tmp_path, sqlite_url)
+    (row,) = rows_of(sqlite_url)
+    assert (row.severity, row.exception_type) == ("medium", "ProcessExit")
+    assert re.search(r": stop ran out of time( after \d+ s)?$", row.message)
+
+
+def _has_asked(folder: Path) -> bool:
+    """Whether the watcher has noted that a stop was asked for."""
+    (live,) = (folder / "spool").glob("*.live")
+    return live.read_bytes()[8 * STOPPING_CELL : 8 * STOPPING_CELL + 8] != bytes(8)
+
+
+def test_what_is_killed_with_its_watcher_is_told_by_who_comes_next(tmp_path: Path, sqlite_url: str) -> None:
+    """Nobody saw it, so that it is only likely; after a stop that was asked for it is a note here too."""
+    for is_asked in (False, True):
+        with running(tmp_path, sqlite_url, "sh", "-c", STUBBORN, start_new_session=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            if is_asked:
+                process.terminate()
+                eventually(lambda: _has_asked(tmp_path))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+        drain_rest(tmp_path, sqlite_url)
+
+    told = [(row.severity, row.message) for row in rows_of(sqlite_url)]
+    assert [severity for severity, _ in told] == ["critical", "medium"]
+    assert "likely killed" in told[0][1]
+    assert "stop ran out of time" in told[1][1]
+
+
+# What is recorded, whatever becomes of who makes it full.
+
+
+def test_the_bare_fact_is_kept_where_nobody_can_make_it_full(tmp_path: Path, sqlite_url: str) -> None:
+    """The helper cannot start: what the watcher has written is complete, and is stored by who comes next."""
+    environ = {
+        "TOCSIN_RUN_PATH": str(tmp_path / "nowhere"),
+        "TOCSIN_RUN_SPOOL": str(tmp_path / "spool"),
+        "TOCSIN_RUN_RESOURCE": '{"service.name":"shop","deployment.environment.name":"production"}',
+        "TOCSIN_RUN_SERVICE": "shop",
+    }
+    watcher = (sys.executable, "-I", "-S", str(WATCHER))
+    with running(tmp_path, sqlite_url, "sh", "-c", "exit 3", run=watcher, environ=environ) as process:
+        assert process.wait(20) == 3
+
+    drain_rest(tmp_path, sqlite_url)
+    (row,) = rows_of(sqlite_url)
+    assert re.fullmatch(r"shop exited with code 3 after \d s", row.message)
+    assert (row.severity, row.exception_type, row.service) == ("critical", "ProcessExit", "shop")
+    assert row.context["process.exit.code"] == 3
+    assert list((tmp_path / "spool").glob("*.seg")) == []
+
+
+def test_the_cells_are_where_the_house_has_them() -> None:
+    """The watcher loads nothing of the house."""
+    assert (STOPPING_CELL, STATE_CELL, WATCHER_CELL) == (life.STOPPING, life.STATE, life.WATCHER)
+    assert (ALIVE, TOLD) == (State.ALIVE, State.TOLD)
+    assert {State.ALIVE, State.LEFT} == set(UNTOLD)
+
+
+@pytest.mark.parametrize("value", [None, True, -7, 1.5, 'a"\\\n\x00é\u2028😀', ["a", {"b": [], "c": {}}]])
+def test_values_are_written_as_json(value: Any) -> None:
+    assert json.loads(as_json(value)) == value
+    assert as_json(value).isascii()
+
+
+def test_an_id_is_a_uuid_of_its_time() -> None:
+    value = uuid.UUID(uuid7(1_773_480_413_589_793_000))
+
+    assert value.version == 7
+    assert value.int >> 80 == 1_773_480_413_589
+    assert uuid7(1, 5) == uuid7(1, 5)
+
+
+def test_the_row_of_the_process_says_how_it_ended(tmp_path: Path, sqlite_url: str) -> None:
+    """Python's is the one that it has made by itself."""
+    for program in (["sh", "-c", "exit 3"], [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]):
+        ended(tmp_path, sqlite_url, *program)
+
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as database:
+        found = database.execute("SELECT ended_how, ended_at IS NOT NULL FROM instances ORDER BY started_at").fetchall()
+    assert found == [("exited: 3", 1), ("killed: SIGKILL", 1)]
+
+
+# Python.
+
+
+def test_python_is_told_of_with_what_it_left(tmp_path: Path, sqlite_url: str) -> None:
+    """Its last stacks, too, and once: by its watcher, and by nobody who finds its files."""
+    (tmp_path / "job.py").write_text("import ctypes\ndef fail():\n    ctypes.string_at(0)\n\nfail()\n")
+
+    done, (row,) = ended(tmp_path, sqlite_url, sys.executable, "job.py")
+
+    assert done.returncode == -signal.SIGSEGV
+    assert row.message.endswith("job.py was killed by SIGSEGV")
+    assert (row.severity, row.mechanism) == ("critical", "process-exit")
+    assert [frame["function"] for frame in row.context["tocsin.frames"]][-3:-1] == ["<module>", "fail"]
+    assert "Current thread" in row.stack
+
+
+def test_a_text_that_python_exits_with_is_kept(tmp_path: Path, sqlite_url: str) -> None:
+    done, (row,) = ended(tmp_path, sqlite_url, sys.executable, "-c", "import sys; sys.exit('no stock')")
+
+    assert done.returncode == 1
+    assert row.context["process.stderr"] == "no stock"
+
+
+AT_A_TERMINAL = "import sys; print(sys.stderr.isatty(), flush=True); {}"
+
+
+@contextmanager
+def at_a_terminal(folder: Path, url: str, code: str, *options: str, **environ: str) -> Iterator[tuple[Any, int]]:
+    """A Python program with stdin and stderr at a terminal; and our end of it."""
+    ours, theirs = pty.openpty()
+    terminal: dict[str, Any] = {"stdin": theirs, "stderr": theirs, "start_new_session": True}
+    run = (*RUN[:-1], *options, "--")
+    command = (sys.executable, "-c", code)
+    with running(folder, url, *command, run=run, environ=environ, preexec_fn=_take_terminal, **terminal) as process:
+        os.close(theirs)
+        yield process, ours
+    os.close(ours)
+
+
+def test_python_keeps_its_terminal(tmp_path: Path, sqlite_url: str) -> None:
+    """For colours, and for a bar that grows."""
+    with at_a_terminal(tmp_path, sqlite_url, AT_A_TERMINAL.format("")) as (process, _):
+        assert process.communicate(timeout=20)[0] == b"True\n"
+
+
+# Starting again.
+
+
+def read_all(terminal: int) -> str:
+    """What was said at a terminal, until who says it is gone."""
+    said = b""
+    with suppress(OSError):  # nobody is at its other end
+        while data := os.read(terminal, 4096):
+            said += data
+    return said.decode()
+
+
+DIES_TWICE = AT_A_TERMINAL.format(
+    "import os; n = len(os.listdir('runs')); os.mkdir(f'runs/{n}'); n < 2 and os.kill(os.getpid(), 9)"
+)
+
+
+def test_a_program_that_dies_at_a_terminal_is_started_again_more_and_more_slowly(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    """Until it ends by itself; each time is said, and each death is one error."""
+    (tmp_path / "runs").mkdir()
+    with at_a_terminal(tmp_path, sqlite_url, DIES_TWICE, TOCSIN_SERVICE="shop") as (process, terminal):
+        said = read_all(terminal)
+        assert process.wait(20) == 0
+
+    drain_rest(tmp_path, sqlite_url)
+    assert re.findall(r"tocsin: (shop was killed by SIGKILL) after \d+ s; starting it again in (\d+) s", said) == [
+        ("shop was killed by SIGKILL", "1"),
+        ("shop was killed by SIGKILL", "2"),
+    ]
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert [row.exception_type for row in rows_of(sqlite_url)] == ["ProcessExit"] * 2
+    assert len({row.instance_id for row in rows_of(sqlite_url)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [(("--no-restart",), {}), ((), {"pm_id": "0"}), ((), {"INVOCATION_ID": "0123", "SYSTEMD_EXEC_PID": ""})],
+    ids=["asked", "PM2", "systemd"],
+)
+def test_where_somebody_else_starts_it_again_we_do_not(
+    options: tuple[str, ...], environ: dict[str, str], tmp_path: Path, sqlite_url: str
+) -> None:
+    environ = {name: value for name, value in environ.items() if value}
+    with at_a_terminal(tmp_path, sqlite_url, "raise SystemExit(3)", *options, **environ) as (process, _):
+        assert process.wait(20) == 3
+
+
+def test_a_stop_in_the_pause_is_the_end(tmp_path: Path, sqlite_url: str) -> None:
+    run = (*RUN[:-1], "--restart", "--")
+    with running(tmp_path, sqlite_url, "sh", "-c", "exit 3", run=run) as process:
+        assert process.stderr is not None
+        while b"starting it again in 2 s" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_a_program_that_fails_in_its_stop_stays_stopped(tmp_path: Path, sqlite_url: str) -> None:
+    run = (*RUN[:-1], "--restart", "--")
+    script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done"
+    with running(tmp_path, sqlite_url, "sh", "-c", script, run=run) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(20) == 7
+
+
+GROWING = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("bye", flush=True), sys.exit(0)))
+is_first = not os.path.exists("grown")
+open("grown", "w").close()
+child = os.fork() if is_first else 0
+if is_first and child == 0:  # it is what it has started that grows
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    taken, parent = bytearray(os.urandom(1)) * (64 << 20), os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.05)
+    os._exit(0)
+print("up", flush=True)
+while is_first:
+    time.sleep(0.05)
+"""
+
+
+def test_a_program_that_takes_too_much_memory_is_stopped_and_started_again(tmp_path: Path, sqlite_url: str) -> None:
+    """Its processes count; where somebody else restarts what dies, too; and it is no death."""
+    (tmp_path / "grow.py").write_text(GROWING)
+    run = (*RUN[:-1], "--no-restart", "--max-memory", "48M", "--")
+    with running(tmp_path, sqlite_url, sys.executable, "-I", "-S", "grow.py", run=run) as process:
+        out, said = process.communicate(timeout=40)
+
+    drain_rest(tmp_path, sqlite_url)
+    assert (process.returncode, out) == (0, b"up\nbye\nup\n")
+    assert re.search(rb"of memory, of 48 MB: it is stopped", said)
+    (row,) = rows_of(sqlite_url)
+    assert (row.exception_type, row.severity) == ("MemoryLimit", "medium")
+    assert row.context["process.memory_bytes"] > row.context["process.memory_limit_bytes"] == 48 * 2**20
+
+
+def test_a_loop_of_deaths_is_one_more_error(tmp_path: Path, sqlite_url: str) -> None:
+    """Also where each is watched anew, as under PM2."""
+    for _ in range(6):
+        run_command(tmp_path, [*RUN, "sh", "-c", "exit 5"], sqlite_url, TOCSIN_SERVICE="shop")
+    drain_rest(tmp_path, sqlite_url)
+
+    rows = rows_of(sqlite_url)
+    assert Counter(row.exception_type for row in rows) == {"ProcessExit": 6, "CrashLoop": 1}
+    assert len({row.group_id for row in rows if row.exception_type == "ProcessExit"}) == 1
+
+
+# The first process of a container.
+
+
+def test_the_first_process_buries_orphans_and_ends_as_the_program(tmp_path: Path, sqlite_url: str) -> None:
+    script = "(sleep 0.1 & echo $! > orphan); while [ -e /proc/$(cat orphan) ]; do sleep 0.05; done; exit 7"
+    first = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+    try:
+        subprocess.run([*first, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        missing_part("unshare, and the right to use it")
+
+    done = run_command(tmp_path, [*first, *RUN, "sh", "-c", script], sqlite_url)
+
+    assert done.returncode == 7, done.stderr
+    drain_rest(tmp_path, sqlite_url)
+    assert [row.context["process.exit.code"] for row in rows_of(sqlite_url)] == [7]
+
+
+def test_the_first_process_stops_when_it_is_asked(tmp_path: Path, sqlite_url: str) -> None:
+    first = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child=SIGTERM")
+    try:
+        subprocess.run([*first, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        missing_part("unshare, and the right to use it")
+
+    with running(tmp_path, sqlite_url, "sh", "-c", "echo up; exec sleep 60", run=(*first, *RUN)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        assert process.wait(20) == 0

@@ -10,12 +10,12 @@ stdin, stdout and other descriptors are its own, signals come through once, and 
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # without enumerations, which take longer than all the rest
 import _thread
 import fcntl
 import gc
 import os
 import select
-import signal
 import sys
 import time
 
@@ -40,6 +40,7 @@ _OF_SUPERVISORS = (signal.SIGKILL, signal.SIGABRT)  # what ends a stop that take
 _SAME_S = 0.15  # within which a signal to the whole tree reaches all of it, one after another too
 _STOP_IS_OVER_S = 900.0  # a program that has lived on so long after a stop was asked for has not stopped
 _REPORT_S = 6.0
+_REPORTER_S = 15.0
 _DRAIN_S = 2.0
 _READER_S = 10.0
 _SAYS_SOON_S = 10.0
@@ -242,7 +243,7 @@ def _start(run: Run, command: Sequence[str], plan: Plan, mask: Collection[int], 
             if run.relay is not None:
                 os.dup2(run.relay.into, 2)
             for one in (*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ):
-                if one not in FORWARDED or signal.getsignal(one) is not signal.SIG_IGN:
+                if one not in FORWARDED or signal.getsignal(one) != signal.SIG_IGN:
                     signal.signal(one, signal.SIG_DFL)
             signal.signal(signal.SIGCHLD, child_signal or signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -269,9 +270,10 @@ def _start(run: Run, command: Sequence[str], plan: Plan, mask: Collection[int], 
 def _die_with(parent: int) -> None:
     """Who kills the parent means the program: `kill -9` of the number that a process manager knows ends both."""
     try:
-        import ctypes  # noqa: PLC0415  (in the child alone: 1 MB)
+        import _ctypes  # noqa: PLC0415  (what `ctypes` adds takes ten times as long)
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
+        _ctypes.call_function(prctl, (_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     except (ImportError, AttributeError, OSError):  # not on Linux
         return
     if os.getppid() != parent:
@@ -338,16 +340,16 @@ def _next_signal(timeout_s: float | None = None) -> int | None:
     """The next signal that comes; None when the time is over."""
     waited_for = {*FORWARDED, signal.SIGCHLD}
     if timeout_s is None:
-        return signal.sigwait(waited_for)
+        return int(signal.sigwait(waited_for))
     if hasattr(signal, "sigtimedwait"):
         came = signal.sigtimedwait(waited_for, timeout_s)
-        return None if came is None else came.si_signo
+        return None if came is None else int(came.si_signo)
     until = time.monotonic() + timeout_s  # macOS
     while not signal.sigpending() & waited_for:
         if time.monotonic() > until:
             return None
         time.sleep(0.05)
-    return signal.sigwait(waited_for)
+    return int(signal.sigwait(waited_for))
 
 
 def _reap(pid: int, sentinel: Sentinel, run: Run | None = None) -> bool:
@@ -777,6 +779,7 @@ class Reporter:
     """The short-lived interpreter that works out what there is to say of an end, and stores it."""
 
     _CODE = (
+        f"import _signal; _signal.alarm({_REPORTER_S:.0f});"  # whatever it hangs on
         "import json, sys; told = json.load(sys.stdin); sys.path[:] = told['path'];"
         "from tocsin.deaths import main; main(told)"
     )
@@ -1045,10 +1048,8 @@ def _escaped(char: str) -> str:
 
 
 def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    names = (name for name, value in vars(signal).items() if value == number and name[:3] == "SIG" and name[3] != "_")
+    return min(names, default=f"signal {number}")  # the first of two is the one that is said
 
 
 def _span(seconds: float) -> str:
