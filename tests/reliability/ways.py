@@ -1411,7 +1411,19 @@ app = Starlette(lifespan=lifespan)
         rows=(
             Row(
                 way="an exception while a worker of gunicorn imports the application",
-                told=_high("KeyError", "SECRET", "wsgi", severity="critical"),
+                told=_high("KeyError", "SECRET", "gunicorn", severity="critical"),
+            ),
+        ),
+    ),
+    Program(
+        name="gunicorn-no-app",
+        command="tocsin run -- gunicorn program:app --bind 127.0.0.1:0",
+        code="shop = None",
+        exit=4,
+        rows=(
+            Row(
+                way="gunicorn finds no application in the module",
+                told=_high("AppImportError", "Failed to find attribute 'app'", "gunicorn", severity="critical"),
             ),
         ),
     ),

@@ -29,9 +29,10 @@ _CHATTER: Final = ("httpx", "httpcore", "urllib3", "asyncio")
 _ECHOES: Final = {
     ("uvicorn.error", "Application startup failed. Exiting."),
     ("uvicorn.error", "Cancel %s running task(s), timeout graceful shutdown exceeded"),  # each is named
-    ("gunicorn.error", "Worker (pid:%s) was sent %s! Perhaps out of memory?"),  # told by what it has left
     ("multiprocessing", "Process %r pid:%r exited with %r"),  # of Celery's pool
 }
+# What gunicorn says of workers that have ended, and of its own end for want of one: each has told why by itself.
+_ENDS: Final = {"gunicorn.error": ("Worker (pid:", "Shutting down: ", "Reason: ")}
 # The functions of frameworks that log what their hook has seen, or the layer around a request will see.
 _REPORTERS: Final = {
     "log_response": "django",
@@ -183,7 +184,9 @@ def _is_echo(record: logging.LogRecord) -> bool:
     reporter = _REPORTERS.get(record.funcName)
     if reporter is not None and (record.name == reporter or record.name.startswith(f"{reporter}.")):
         return True
-    return type(record.msg) is str and (record.name, record.msg) in _ECHOES
+    if type(record.msg) is not str:
+        return False
+    return (record.name, record.msg) in _ECHOES or record.msg.startswith(_ENDS.get(record.name, ()))
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -42,6 +42,7 @@ from tocsin.instrumentation.aftermath import Aftermath
 from tocsin.instrumentation.capture import Capture, resource
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.state import Report, Sighting
+from tocsin.model import Severity
 from tocsin.settings import Settings, git_release, service_name
 
 EXIT_TIMEOUT_S = 1.5
@@ -257,10 +258,23 @@ def _patch_gunicorn(module: ModuleType) -> None:
     def init_process(self: Any) -> None:
         with contained("starting anew in a worker"):
             live_on(self.cfg.graceful_timeout - _BEFORE_KILLED_S)
-        original(self)
+        try:
+            original(self)
+        except Exception as exc:
+            if not self.booted:
+                _note_no_worker(exc)
+            raise
 
     init_process._tocsin = True  # type: ignore[attr-defined]
     module.Worker.init_process = init_process
+
+
+def _note_no_worker(exc: Exception) -> None:
+    """A worker that cannot begin is the end of the server."""
+    with contained("telling why a worker cannot begin"):
+        seen = Sighting(exc, mechanism="gunicorn", handled=False, severity=Severity.CRITICAL)
+        if state.current is not None and state.current.see(seen):
+            ends.note_told()
 
 
 class _Unborn:
