@@ -40,9 +40,14 @@ class contained:  # noqa: N801  (reads as a statement: `with contained("capture"
         return None
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: object) -> bool:
-        if not isinstance(exc, Exception) or is_interrupt(exc):
+        if not isinstance(exc, Exception):
             return False
-        note(self.doing, exc)
+        try:
+            if is_interrupt(exc):
+                return False
+            note(self.doing, exc)
+        except RecursionError:  # not even that can be found out where the stack ends
+            pass
         return True
 
 

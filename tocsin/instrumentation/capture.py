@@ -90,6 +90,7 @@ class _Busy(threading.local):
         self.is_capturing = False
         self.deferred: deque[Sighting] = deque()
         self.interrupt: BaseException | None = None  # raised when what is under way is done
+        self.limit = 0  # of the stack, as the program has set it, while this thread has some frames more
 
 
 class Drainer(Protocol):
@@ -143,6 +144,10 @@ class Capture:
                 self._see_deferred(busy)
         finally:
             busy.is_capturing = False
+            if busy.limit:  # here, since it cannot be lowered to where the stack is
+                sys.setrecursionlimit(busy.limit)
+                busy.limit = 0
+                self._room.release()
         if self._reserve is None:
             self._keep_reserve()
         if busy.interrupt is not None:
@@ -155,7 +160,8 @@ class Capture:
         kind = type(problem)
         try:
             if issubclass(kind, RecursionError):
-                return self._see_with_room(sighting)
+                self._make_room(busy)
+                return self._see(sighting)
             if is_interrupt(problem):
                 busy.interrupt = problem
                 return sighting.error_id if sighting.is_counted else self._see(sighting)
@@ -170,17 +176,11 @@ class Capture:
         self.spool.lose()
         return None
 
-    def _see_with_room(self, sighting: Sighting) -> str | None:
-        """What ran out of frames is seen where there are some more."""
-        if not self._room.acquire(blocking=False):
-            raise RecursionError("another thread has the frames that are kept for it")
-        limit = sys.getrecursionlimit()
-        try:
-            sys.setrecursionlimit(limit + _MORE_FRAMES)
-            return self._see(sighting)
-        finally:
-            sys.setrecursionlimit(limit)
-            self._room.release()
+    def _make_room(self, busy: _Busy) -> None:
+        """Some more frames for what ran out of them; the other threads have them too, for this moment."""
+        if not busy.limit and self._room.acquire(blocking=False):
+            busy.limit = sys.getrecursionlimit()
+            sys.setrecursionlimit(busy.limit + _MORE_FRAMES)
 
     def _keep_reserve(self) -> None:
         with suppress(MemoryError):

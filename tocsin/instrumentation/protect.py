@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from tocsin.contained import contained
 from tocsin.ids import uuid7
@@ -38,6 +38,17 @@ def track_error(
         The error's id, at once: it is in the spool, not yet in the database. Before `tocsin.init`
         nothing is recorded, and the id names nothing.
     """
+    try:
+        return _track(error, severity, category, context)
+    except RecursionError:  # there is no room left for even a call
+        state.missed += 1
+        return _NONE
+
+
+_NONE: Final = "00000000-0000-0000-0000-000000000000"
+
+
+def _track(error: object, severity: str | None, category: str | None, context: Mapping[str, Any] | None) -> str:
     capture = state.current
     found = None
     if capture is not None:
