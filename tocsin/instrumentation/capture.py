@@ -17,7 +17,6 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -30,7 +29,7 @@ from tocsin.exporter.life import State
 from tocsin.exporter.raw import attributes_of, get, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
-from tocsin.instrumentation import context, crumbs, emit, stacks, state
+from tocsin.instrumentation import context, crumbs, emit, reserve, stacks, state
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
 from tocsin.text import STACK_LIMIT, clean, shorten
@@ -59,7 +58,6 @@ _UNHANDLED: Final[Mapping[str, Severity]] = {
     ),
 }
 
-_RESERVE_BYTES: Final = 2**20
 _MORE_FRAMES: Final = 300
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -114,7 +112,6 @@ class Capture:
         self._overflow = _Place()
         self._busy = _Busy()
         self._room = allocate_lock()  # only ever tried
-        self._reserve: bytes | None = bytes(_RESERVE_BYTES)  # given up where memory has run out
         # By trace and kind: what span and log exporters bring again later.
         self._seen: dict[tuple[str | None, str], _Known] = {}
 
@@ -148,8 +145,6 @@ class Capture:
                 sys.setrecursionlimit(busy.limit)
                 busy.limit = 0
                 self._room.release()
-        if self._reserve is None:
-            self._keep_reserve()
         if busy.interrupt is not None:
             interrupt, busy.interrupt = busy.interrupt, None
             raise interrupt
@@ -166,13 +161,14 @@ class Capture:
                 busy.interrupt = problem
                 return sighting.error_id if sighting.is_counted else self._see(sighting)
             if issubclass(kind, MemoryError):
-                self._reserve = None
+                reserve.give_up()
                 return self._see(sighting)
         except BaseException as again:
             if is_interrupt(again):
                 busy.interrupt = again
             problem = again
         note("capture", problem)
+        problem = None  # type: ignore[assignment]  # it knows this frame, and all that was raised before it
         self.spool.lose()
         return None
 
@@ -181,10 +177,6 @@ class Capture:
         if not busy.limit and self._room.acquire(blocking=False):
             busy.limit = sys.getrecursionlimit()
             sys.setrecursionlimit(busy.limit + _MORE_FRAMES)
-
-    def _keep_reserve(self) -> None:
-        with suppress(MemoryError):
-            self._reserve = bytes(_RESERVE_BYTES)  # address space alone: no page of it is touched
 
     def _lose_missed(self) -> None:
         missed, state.missed = state.missed, 0
@@ -259,7 +251,7 @@ class Capture:
         if not classify.is_error(error):
             return None
         if issubclass(type(error), MemoryError):
-            self._reserve = None
+            reserve.give_up()
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
         carried = attributes_of(error)
         mark = get(carried, _MARK)

@@ -33,6 +33,7 @@ from tocsin.instrumentation import (
     jobs,
     logs,
     pools,
+    reserve,
     stacks,
     state,
     wsgi,
@@ -102,8 +103,10 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
 
 def flush(timeout_s: float = EXIT_TIMEOUT_S) -> bool:
     """Wait until what was captured so far is stored; False when the time is over."""
-    capture = state.current
-    return capture is None or capture.flush(timeout_s)
+    with contained("waiting until errors are stored"):
+        capture = state.current
+        return capture is None or capture.flush(timeout_s)
+    return False
 
 
 def _start(settings: Settings) -> None:
@@ -172,7 +175,9 @@ def _open(settings: Settings, first: State) -> Capture | None:
         requests.keep_in(own.life.active)
 
     keep_count()
-    drain = Drain(settings, own, own.folder, _say_stored, chores=(keep_count, functools.partial(faults.watch, own)))
+    reserve.keep()
+    chores = (keep_count, functools.partial(faults.watch, own), reserve.keep)
+    drain = Drain(settings, own, own.folder, _say_stored, chores=chores)
     drain.start()
     return Capture(own, drain)
 
