@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.servers import Server
+from tests.interop.servers import Server, told
 from tests.processes import rows_of
 from tests.waiting import eventually
 
@@ -81,3 +81,18 @@ def test_a_reload_of_uvicorn_is_nothing(sqlite_url: str, tmp_path: Path) -> None
 
         assert {row.exception_type for row in rows_of(sqlite_url)} == {"LookupError"}, server.said()
         assert len({row.instance_id for row in rows_of(sqlite_url)}) == 2
+
+
+@pytest.mark.gate
+def test_a_worker_that_stands_still_is_one_error(sqlite_url: str, tmp_path: Path) -> None:
+    """gunicorn ends it after its timeout; where it stood still is in the stack."""
+    with Server(tmp_path, sqlite_url, f"gunicorn --timeout 1 -b 127.0.0.1:PORT {FLASK}") as server:
+        server.get("/slow")
+        assert server.get("/pid") == 200
+
+        server.end()
+
+        assert told(sqlite_url) == {("SystemExit", "wsgi", "critical"): 1}, server.said()
+        (row,) = rows_of(sqlite_url)
+        assert row.message == "gunicorn ended this worker, which stood still for 1 s"
+        assert (row.context["http.route"], "time.sleep(3)" in row.stack) == ("/slow", True)

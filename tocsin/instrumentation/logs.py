@@ -29,6 +29,7 @@ _CHATTER: Final = ("httpx", "httpcore", "urllib3", "asyncio")
 _ECHOES: Final = {
     ("uvicorn.error", "Application startup failed. Exiting."),
     ("uvicorn.error", "Cancel %s running task(s), timeout graceful shutdown exceeded"),  # each is named
+    ("gunicorn.error", "WORKER TIMEOUT (pid:%s)"),  # told by the worker
     ("multiprocessing", "Process %r pid:%r exited with %r"),  # of Celery's pool
 }
 # What gunicorn says of workers that have ended, and of its own end for want of one: each has told why by itself.

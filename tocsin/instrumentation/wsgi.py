@@ -12,9 +12,10 @@ import functools
 import inspect
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Final
 
 from tocsin import requests
@@ -32,6 +33,7 @@ from tocsin.instrumentation.context import (
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.patches import Layer, Patch
 from tocsin.instrumentation.state import Sighting
+from tocsin.model import Severity
 
 StartResponse = Callable[..., Any]
 App = Callable[[Scope, StartResponse], Iterable[bytes]]
@@ -131,7 +133,10 @@ class _Answer:
         if capture is not None:
             tb = traceback_of(exc)
             tb = (tb and tb.tb_next) or tb  # without this layer's own frame, which tells nobody anything
-            capture.see(Sighting(exc, mechanism="wsgi", handled=False, status=self._code() or 500, tb=tb))
+            seen = Sighting(exc, mechanism="wsgi", handled=False, status=self._code() or 500, tb=tb)
+            if isinstance(exc, SystemExit):
+                seen.severity = Severity.CRITICAL
+            capture.see(seen)
 
     def finish(self) -> None:
         """Nothing more is to come; within the request."""
@@ -231,6 +236,30 @@ def _loaded(layer: Layer) -> Callable[..., Any]:
             self.wsgi = watching(self.wsgi)
 
     return load_wsgi
+
+
+def _aborted(layer: Layer) -> Callable[..., Any]:
+    """``handle_abort`` of a gunicorn worker: it has stood still for longer than its timeout, and is to exit."""
+
+    def handle_abort(self: Any, sig: int, frame: FrameType | None) -> Any:
+        try:
+            return layer.before(self, sig, frame)
+        except SystemExit as exc:
+            if layer.is_on and state.current is not None:
+                with contained("reading what gunicorn ends"):
+                    _explain(exc, f"gunicorn ended this worker, which stood still for {self.cfg.timeout} s", frame)
+            raise
+
+    return handle_abort
+
+
+def _explain(exc: SystemExit, text: str, frame: FrameType | None) -> None:
+    """Say why in the exception, which says ``1`` and leaves the request by itself; say it here where there is none."""
+    exc.args = (text,)  # its code stays
+    if current_scope.get() is None and state.current is not None:
+        seen = Sighting(text, mechanism="wsgi", handled=False, severity=Severity.CRITICAL, place="gunicorn worker")
+        seen.stack = "".join(traceback.format_stack(frame, 100)) if frame is not None else None
+        state.current.see(seen)
 
 
 def _made(layer: Layer) -> Callable[..., Any]:
@@ -381,6 +410,7 @@ def _called_async(layer: Layer) -> Callable[..., Any]:
 
 
 _PLACES: Final[dict[str, Callable[[ModuleType], None]]] = {
+    "gunicorn.workers.base": lambda module: _patch(module.Worker, "handle_abort", _aborted),
     "gunicorn.workers.sync": lambda module: _patch(module.SyncWorker, "load_wsgi", _loaded),
     "gunicorn.workers.gthread": lambda module: _patch(module.ThreadWorker, "load_wsgi", _loaded),
     "gunicorn.workers.base_async": lambda module: _patch(module.AsyncWorker, "load_wsgi", _loaded),
