@@ -72,6 +72,7 @@ LATE = {
     "cli.py": "",  #  so that a command loads what it needs
     "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
+    "exporter/drain.py": "exporter",  #  what stores an error is loaded at the first one: a program shall start
     "instrumentation/startup/sitecustomize.py": "instrumentation",  # nothing of ours may stop an interpreter
 }
 """Files that may import some of our own modules late."""

@@ -16,26 +16,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tocsin import clock
 from tocsin.contained import contained, note, own_threads
-from tocsin.exporter import decode as decoding
-from tocsin.exporter import life, orphans
+from tocsin.exporter import life
 from tocsin.exporter import spool as spooling
-from tocsin.exporter.database import Database
 from tocsin.exporter.life import State
-from tocsin.exporter.neighbours import Neighbours
-from tocsin.exporter.ship import Ship
-from tocsin.exporter.sink import Portion, Sink
 from tocsin.exporter.spool import Orphan, Spool
 from tocsin.failures import Overtaken, SchemaMismatch, ServerRefuses, StoreAway, TableMissing
+from tocsin.loading import loading
 from tocsin.model import Instance
 from tocsin.settings import Settings
 from tocsin.text import one_line
 
+# What reads, classifies and stores an error is loaded by the thread, at the first error or when the program has
+# had time to start: it takes as long as all the rest of tocsin.
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    from tocsin.exporter.decode import Source
+    from tocsin.exporter.sink import Sink
+
 BATCH_LINES = 2500
 BATCH_BYTES = 2 * 2**20
 IDLE_S = 1.0
+FIRST_LOOK_S = 1.0  # a program that starts has other things to do; its first error wakes the thread
 GATHER_S = 0.1  # after something was stored: what comes in the meantime is stored together
 STORM_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
@@ -73,7 +79,10 @@ class Drain:
         self._spool = spool
         self._folder = folder
         self._say = say
-        self._sink = sink or sink_of(settings, folder)
+        self._settings = settings
+        self._given_sink = sink
+        self._sink: Sink  # made by the thread
+        self._is_loaded = False
         self._chores = chores
         self._adopt_every_s = adopt_every_s
         self._segments: dict[Path, _Segment] = {}
@@ -81,7 +90,7 @@ class Drain:
         self._watched: dict[str, float] = {}  # what is left to those who have seen how it ended
         self._adopted: list[str] = []  # the first of theirs that are put, and not told yet
         self._adopted_count = 0
-        self._source: decoding.Source | None = None  # of this process's own errors
+        self._source: Source | None = None  # of this process's own errors
         self._told_lost = 0
         self._has_complained = False
         self._has_stored = False  # in this round
@@ -138,44 +147,65 @@ class Drain:
 
     def _run(self) -> None:
         own_threads.add(threading.get_ident())
-        failed = 0
         try:
-            while True:
-                is_last = self._deadline is not None
-                is_storming = False
-                pause_s = None
-                try:
-                    is_storming = self._round()
-                    failed = 0
-                    self._note_back()
-                except Overtaken:
-                    continue  # asks how far it is stored
-                except (StoreAway, SchemaMismatch) as problem:
-                    failed += 1
-                    pause_s = problem.pause_s if isinstance(problem, StoreAway) else None
-                    self._note_away(problem)
-                except Exception as problem:
-                    failed += 1
-                    self._forget_positions()
-                    note("storing errors", problem)
-                if self._is_over() if failed else is_last:
-                    if not failed:
-                        self._take_leave()
-                    return
-                if failed and is_last:
-                    time.sleep(0.05)
-                elif failed:
-                    self._pause(self._pause_s(failed, pause_s))
-                else:
-                    if self._has_stored:
-                        self._ending.wait(GATHER_S)
-                    self._signal.acquire(timeout=STORM_S if is_storming else min(IDLE_S, self._adopt_every_s))
+            if self._is_needed():
+                self._load()
+                self._go_on()
         finally:
             for orphan in self._orphans:
                 orphan.release(everything_stored=False)
             with contained("closing"):
-                self._sink.close()
+                if self._is_loaded:
+                    self._sink.close()
             own_threads.discard(threading.get_ident())
+
+    def _is_needed(self) -> bool:
+        """Wait for the first thing to do; False where the program has ended before there was any."""
+        self._note_life()
+        if self._spool is not None:
+            self._signal.acquire(timeout=FIRST_LOOK_S)
+        return self._deadline is None or self._has_own_left()
+
+    def _load(self) -> None:
+        with loading():
+            from tocsin.exporter import orphans  # noqa: F401
+
+            self._sink = self._given_sink or sink_of(self._settings, self._folder)
+        self._is_loaded = True
+
+    def _go_on(self) -> None:
+        """Round after round, until it is to end."""
+        failed = 0
+        while True:
+            is_last = self._deadline is not None
+            is_storming = False
+            pause_s = None
+            try:
+                is_storming = self._round()
+                failed = 0
+                self._note_back()
+            except Overtaken:
+                continue  # asks how far it is stored
+            except (StoreAway, SchemaMismatch) as problem:
+                failed += 1
+                pause_s = problem.pause_s if isinstance(problem, StoreAway) else None
+                self._note_away(problem)
+            except Exception as problem:
+                failed += 1
+                self._forget_positions()
+                note("storing errors", problem)
+            if self._is_over() if failed else is_last:
+                if not failed:
+                    self._take_leave()
+                return
+            if failed and is_last:
+                time.sleep(0.05)
+            elif failed:
+                self._pause(self._pause_s(failed, pause_s))
+            else:
+                if self._has_stored:
+                    self._ending.wait(GATHER_S)
+                self._signal.acquire(timeout=STORM_S if is_storming else min(IDLE_S, self._adopt_every_s))
 
     def _is_over(self) -> bool:
         """Whether there is no time left for another try."""
@@ -202,6 +232,8 @@ class Drain:
         self._note_life()
         if time.monotonic() >= self._next_adoption and self._deadline is None:
             self._next_adoption = time.monotonic() + self._adopt_every_s
+            from tocsin.exporter import orphans
+
             self._orphans += orphans.adopt(self._folder, self._watched)
             if self._spool is not None:
                 self._spool.refresh()
@@ -314,11 +346,14 @@ class Drain:
 
     def _store_some(self, segment: _Segment, *, is_final: bool) -> bool:
         """Store the next lines of a segment; False when there are none."""
+        from tocsin.exporter.decode import Source
+        from tocsin.exporter.sink import Portion
+
         if segment.source is None:
             head = spooling.read_segment(segment.path, max_bytes=spooling.LINE_BYTES, max_lines=1)
             if not head:
                 return False
-            segment.source = decoding.Source.of(head[0].content or {})
+            segment.source = Source.of(head[0].content or {})
         if segment.position is None:
             segment.position = self._sink.position(segment.name)
         lines = spooling.read_segment(
@@ -431,7 +466,7 @@ class _Segment:
     path: Path
     position: int | None  # None: the sink knows
     orphan: Orphan | None = None  # whose it was
-    source: decoding.Source | None = None
+    source: Source | None = None
     has_more: bool = False  #        behind what was read last
 
     @property
@@ -441,12 +476,18 @@ class _Segment:
 
 def sink_of(settings: Settings, folder: Path) -> Sink:
     """Where the settings say that errors go."""
+    from tocsin.exporter.database import Database
+    from tocsin.exporter.ship import Ship
+
     return Ship(settings, folder) if settings.endpoint else Database(settings, folder)
 
 
 @contextmanager
 def adopting(settings: Settings) -> Iterator[Drain]:
     """Store what dead processes leave in this machine's spool folder, and how the living are, while this lasts."""
+    from tocsin.exporter.database import Database
+    from tocsin.exporter.neighbours import Neighbours
+
     folder = Path(settings.spool_dir)
     sink = Database(settings, folder)
     neighbours = Neighbours(folder, sink)
