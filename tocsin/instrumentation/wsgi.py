@@ -48,7 +48,7 @@ def serve(app: App, environ: Scope, start_response: StartResponse) -> Iterable[b
         link_scopes(environ, outer)
     elif requests.is_stopping:
         return _refuse(start_response)
-    answer = _Answer(environ, start_response, is_outermost=outer is None)
+    answer = _Answer(environ, start_response, outer is None)
     token = current_scope.set(environ)
     try:
         body = app(environ, answer.start)
@@ -68,16 +68,13 @@ def serve(app: App, environ: Scope, start_response: StartResponse) -> Iterable[b
 class _Answer:
     """What an application answers one request with; its body may still be in the making."""
 
-    __slots__ = ("_environ", "_is_open", "_is_outermost", "_start", "_status", "body")
-
     body: Iterable[bytes]
+    _status = ""
 
-    def __init__(self, environ: Scope, start: StartResponse, *, is_outermost: bool) -> None:
+    def __init__(self, environ: Scope, start: StartResponse, is_outermost: bool) -> None:
         self._environ = environ
         self._start = start
-        self._status = ""
-        self._is_open = True
-        self._is_outermost = is_outermost
+        self._is_counted = is_outermost
         if is_outermost:
             requests.entered(environ, threading.get_ident())
 
@@ -124,7 +121,7 @@ class _Answer:
             current_scope.reset(token)
 
     def __del__(self) -> None:
-        if self._is_open and self._is_outermost:  # the server has not closed it
+        if self._is_counted:  # the server has not closed it
             requests.left(self._environ)
 
     def note(self, exc: BaseException) -> None:
@@ -140,10 +137,8 @@ class _Answer:
 
     def finish(self) -> None:
         """Nothing more is to come; within the request."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        if self._is_outermost:
+        if self._is_counted:
+            self._is_counted = False
             requests.left(self._environ)
         if self._status[:1] == "5":
             note_status(self._environ, self._code())
