@@ -1361,9 +1361,12 @@ def app(environ, start_response):
         rows=(
             Row(
                 way="gunicorn ends a worker that hangs (`--timeout`)",
-                told=(
-                    *_high("", "WORKER TIMEOUT", "logging", severity="critical"),
-                    *_high("SystemExit", "1", "wsgi", Also("where it hung", "stack", "time.sleep(60)")),
+                told=_high(
+                    "SystemExit",
+                    "gunicorn ended this worker, which stood still for 1 s",
+                    "wsgi",
+                    Also("where it hung", "stack", "time.sleep(60)"),
+                    severity="critical",
                 ),
                 then="the others go on",
                 who="gunicorn starts another",
