@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,9 @@ def hooks_in_place() -> dict[str, object]:
     return {
         "sys.excepthook": sys.excepthook,
         "threading.excepthook": threading.excepthook,
+        "sys.unraisablehook": sys.unraisablehook,
+        "Future": dict(vars(Future)),
+        "loops": [dict(vars(kind)) for kind in (asyncio.AbstractEventLoop, asyncio.BaseEventLoop)],
         "Logger.callHandlers": logging.Logger.callHandlers,
         "Thread.start": threading.Thread.start,
         "ThreadPoolExecutor.submit": ThreadPoolExecutor.submit,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
 import importlib.util
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ import tocsin
 from tests.instrumentation.conftest import Watched, hooks_in_place
 from tests.postgres import missing_part
 from tests.processes import rows_of, run_program
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -140,10 +143,11 @@ def test_uvloop_is_watched_as_well(watched: Watched) -> None:
 LAST_WORDS = {
     "exception": ("raise ValueError('the end')", 1, ["critical"]),
     "exit 0": ("import sys; sys.exit(0)", 0, []),
-    "exit 3": ("import sys; sys.exit(3)", 3, []),
-    "interrupt": ("raise KeyboardInterrupt", -2, []),
+    "exit 3": ("import sys; sys.exit(3)", 3, ["critical"]),  # told by who watches it
     "group": ("raise ExceptionGroup('g', [ValueError('a'), KeyError('b')])", 1, ["critical"]),
-    "hook": ("import sys; sys.excepthook = lambda *a: print('mine'); raise ValueError('the end')", 1, []),
+    "syntax": ("def f(:", 1, ["critical"]),
+    "recursion": ("def f(): f()\nf()", 1, ["critical"]),
+    "hook": ("import sys; sys.excepthook = lambda *a: print('mine'); raise ValueError('the end')", 1, ["critical"]),
     "both": (
         "import sys; before = sys.excepthook; sys.excepthook = lambda *a: before(*a); raise ValueError('the end')",
         1,
@@ -164,6 +168,16 @@ def test_a_program_s_end_is_what_it_was(name: str, tmp_path: Path, sqlite_url: s
     assert done.stdout == plain.stdout
     assert plain.stderr in done.stderr
     assert [row.severity for row in rows_of(sqlite_url)] == severities
+
+
+def test_an_interrupt_is_no_error(unwatched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", lambda *args: None)
+    unwatched.init()
+
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+    assert unwatched.rows() == []
+    tocsin.shutdown()
 
 
 def test_hooks_call_what_they_found(unwatched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,3 +233,165 @@ def test_odd_reports_of_asyncio_are_taken(watched: Watched) -> None:
             loop.call_exception_handler(context)
 
     assert len(watched.rows()) == 3
+
+
+# What Python itself can only ignore
+
+
+@pytest.fixture
+def ignored(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the hook for it that was there before tocsin gets."""
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+    return seen
+
+
+def in_a_finalizer() -> None:
+    class Closing:
+        def __del__(self) -> None:
+            raise ValueError("no")
+
+    Closing()
+
+
+def in_a_callback_of_a_weak_reference() -> None:
+    def gone(_: object) -> None:
+        raise ValueError("no")
+
+    class Thing: ...
+
+    thing = Thing()
+    reference = weakref.ref(thing, gone)
+    del thing
+    assert reference() is None
+
+
+def in_a_bare_thread() -> None:
+    ended = threading.Event()
+
+    class Ends:
+        def __del__(self) -> None:
+            ended.set()
+
+    def work(_: Ends) -> None:
+        raise ValueError("no")
+
+    _thread.start_new_thread(work, (Ends(),))
+    assert ended.wait(10)
+
+
+@pytest.mark.parametrize("work", [in_a_finalizer, in_a_callback_of_a_weak_reference, in_a_bare_thread])
+def test_what_python_ignores_is_an_error(work: Any, ignored: list[Any], unwatched: Watched) -> None:
+    """Whoever heard of it before still does."""
+    unwatched.init()
+    work()
+    eventually(lambda: ignored)
+
+    row = unwatched.row()
+    assert (row.message, row.handled, row.mechanism, row.severity) == ("no", False, "unraisable", "high")
+    assert row.context["log.message"].startswith("Exception ignored in")
+    assert ignored == [ValueError]
+    tocsin.shutdown()
+
+
+_LATE = """
+import atexit, builtins, sys
+
+class Closing:
+    def __init__(self, name):
+        self.name = name
+
+    def __del__(self):
+        raise ValueError(self.name)
+
+@atexit.register
+def at_the_end():
+    raise KeyError("at exit")
+
+sys.modules["kept"] = Closing("among the modules")
+builtins.kept = Closing("among the builtins")
+"""
+
+
+def test_what_fails_while_the_interpreter_ends_is_recorded(tmp_path: Path, sqlite_url: str) -> None:
+    """After the last drain too; nothing of ours has anything to say of it."""
+    plain = run_program(tmp_path, _LATE, sqlite_url, command=(), is_drained=False)
+
+    done = run_program(tmp_path, _LATE, sqlite_url)
+
+    assert done.returncode == 0
+    severities = {row.message: row.severity for row in rows_of(sqlite_url)}
+    assert severities == {"'at exit'": "high", "among the modules": "medium", "among the builtins": "medium"}
+    assert len({row.instance_id for row in rows_of(sqlite_url)}) == 1
+    assert done.stderr.count("Traceback") == plain.stderr.count("Traceback") == 3
+    assert "tocsin/" not in done.stderr
+
+
+_FAILING_HOOK = """
+import sys, tocsin
+
+def hook(*args):
+    raise LookupError("in the hook")
+
+sys.excepthook = hook
+if len(sys.argv) == 1:
+    tocsin.init(service="shop")
+raise ValueError("the end")
+"""
+
+
+def test_a_hook_that_fails_fails_as_without_us(tmp_path: Path, sqlite_url: str) -> None:
+    done = run_program(tmp_path, _FAILING_HOOK, sqlite_url, command=())
+
+    assert done.returncode == 1
+    assert "Error in sys.excepthook:" in done.stderr
+    assert "LookupError: in the hook" in done.stderr
+    assert "ValueError: the end" in done.stderr
+    assert [row.message for row in rows_of(sqlite_url)] == ["the end"]
+
+
+# Loops of other kinds
+
+
+def handle(self: Any, context: dict[str, Any]) -> None:
+    """Do what has to be done, which is nothing."""
+
+
+class OwnLoop(asyncio.SelectorEventLoop):
+    """It handles what fails by itself."""
+
+    call_exception_handler = handle
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_loop_with_a_handler_of_its_own_is_watched(is_late: bool, watched: Watched) -> None:
+    """Whether its class is there before tocsin or not."""
+    kind: Any = type("Late", (asyncio.SelectorEventLoop,), {"call_exception_handler": handle}) if is_late else OwnLoop
+
+    run_loop(forget_a_task, kind)
+
+    assert (watched.row().message, watched.row().mechanism) == ("lost", "asyncio")
+    tocsin.shutdown()
+    assert kind.call_exception_handler is handle
+
+
+def test_a_handler_that_fails_is_an_error_too(watched: Watched, capfd: pytest.CaptureFixture[str]) -> None:
+    """Beside the one that it was given."""
+
+    def fail(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        raise KeyError("in the handler")
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(fail)
+        runner.run(forget_a_task())
+        gc.collect()
+
+    assert sorted(row.message for row in watched.rows()) == ["'in the handler'", "lost"]
+
+
+def test_a_handler_that_asks_for_the_default_tells_once(watched: Watched, capfd: pytest.CaptureFixture[str]) -> None:
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(lambda loop, context: loop.default_exception_handler(context))
+        runner.get_loop().call_exception_handler({"message": "odd"})
+
+    assert (watched.row().message, watched.row().count) == ("odd", 1)

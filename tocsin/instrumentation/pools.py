@@ -58,7 +58,11 @@ def _install_late(patch: Patch) -> None:
 
 def _is_awaited(future: Future[Any]) -> bool:
     """Whether asyncio waits for it, or has given up waiting: it tells of what is not asked for there by itself."""
-    return any(getattr(one, "__module__", None) == "asyncio.futures" for one in future._done_callbacks)  # type: ignore[attr-defined]
+    callbacks: list[object] = future._done_callbacks  # type: ignore[attr-defined]
+    return any(getattr(one, "__qualname__", None) == _WAITS for one in callbacks)
+
+
+_WAITS: Final = "_chain_future.<locals>._call_set_state"
 
 
 class _Unread(Future[Any]):
