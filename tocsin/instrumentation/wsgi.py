@@ -81,8 +81,8 @@ class _Answer:
     def start(self, status: str, headers: Any, exc_info: Any = None) -> Any:
         """The server's ``start_response``; an application that answers its own failure tells of it here."""
         self._status = status
-        if "werkzeug.request" in self._environ and (route := route_of(self._environ)):
-            self._environ[ROUTE] = route  # Flask takes its request away before the body is made
+        if "werkzeug.request" in self._environ:
+            _keep_route(self._environ)
         if not exc_info:
             return self._start(status, headers)
         self.note(exc_info[1])
@@ -145,6 +145,12 @@ class _Answer:
 
     def _code(self) -> int:
         return int(self._status[:3]) if self._status[:3].isdigit() else 0
+
+
+def _keep_route(environ: Scope) -> None:
+    """Flask takes its request away when the view has returned, before the body is made."""
+    if route := route_of(environ):
+        environ[ROUTE] = route
 
 
 def watching(app: App) -> App:
@@ -251,7 +257,10 @@ def _aborted(layer: Layer) -> Callable[..., Any]:
 def _explain(exc: SystemExit, text: str, frame: FrameType | None) -> None:
     """Say why in the exception, which says ``1`` and leaves the request by itself; say it here where there is none."""
     exc.args = (text,)  # its code stays
-    if current_scope.get() is None and state.current is not None:
+    scope = current_scope.get()
+    if scope is not None:
+        _keep_route(scope)
+    elif state.current is not None:
         seen = Sighting(text, mechanism="wsgi", handled=False, severity=Severity.CRITICAL, place="gunicorn worker")
         seen.stack = "".join(traceback.format_stack(frame, 100)) if frame is not None else None
         state.current.see(seen)
