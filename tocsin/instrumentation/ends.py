@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +41,18 @@ def note_told() -> None:
     if told := os.environ.get("TOCSIN_TOLD"):
         with contained("noting what was told"):
             Path(told).touch(mode=0o600)
+
+
+def stay_interrupted() -> None:
+    """
+    Leave the exit code to Ctrl-C where that has ended the program, whatever ran since.
+
+    Python then ends by SIGINT, as shells and supervisors expect; it forgets to as soon as any source text is
+    executed, which each dataclass of a module that is imported this late does.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        with suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102  (the only way to say so)
 
 
 def watcher_pid() -> int:

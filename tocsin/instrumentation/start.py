@@ -217,6 +217,7 @@ def _end() -> None:
     _stop(EXIT_TIMEOUT_S)
     if settings is not None:
         state.current = Aftermath(lambda: open_spool(settings, _header or _make_header(settings)))
+    ends.stay_interrupted()
 
 
 def _after_fork() -> None:
