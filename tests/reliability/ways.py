@@ -1170,7 +1170,7 @@ tocsin.on_shutdown(lambda: print("closed the rest", flush=True))
     Program(
         name="interrupted-loop",
         at_terminal=True,
-        code=LOOP + PID + "async def main(): await asyncio.sleep(60)\nrun(main)".replace("run(main)", "run(main())"),
+        code=LOOP + f"async def main():\n    {PID}    await asyncio.sleep(60)\nrun(main())",
         play=_typed(b"\x03"),
         loops=True,
         rows=(Row(way="Ctrl-C in `asyncio.run`", who=ASKED),),
