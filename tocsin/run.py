@@ -10,13 +10,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from tocsin import destination, install, semconv
+from tocsin import destination, install, semconv, watch
 from tocsin.settings import Settings, git_release, service_name, substitute_spool_dir
 from tocsin.text import one_line
 
 STARTUP_FOLDER = Path(__file__).parent / "instrumentation" / "startup"
-WATCHER = Path(__file__).with_name("watch.py")
 
 
 def run(
@@ -60,24 +60,25 @@ def run(
         environ["TOCSIN_TRACES"] = "1"
     if python is None or not is_instrumented:
         environ.setdefault("OTEL_SERVICE_NAME", service)  # the same name by way of another SDK
-    where = one_line(destination.told(settings), 400)
-    _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
-    if not is_instrumented:
-        get_it = f"{python} -m pip install {install.source()}"
-        _say(f"only the program's end is watched, since its Python has no tocsin: {get_it}")
     if restart is None:
         restart = is_ours_to_restart(environ)
     plan = _plan(settings.with_names(service, release), is_instrumented=python is not None and is_instrumented)
     plan |= {"RESTART": "1" if restart else "", "MAX_MEMORY": str(max_memory)}
-    _become_watcher(command, environ | {f"TOCSIN_RUN_{name}": value for name, value in plan.items()})
     try:
-        os.execvpe(command[0], list(command), environ)  # noqa: S606
+        plan |= _start(command, plan, environ)
     except FileNotFoundError:
         _say(f"there is no program {command[0]!r}")
         return 127
     except OSError as problem:
         _say(f"{command[0]!r} cannot be run: {problem.strerror}")
         return 126
+    # What takes a while, and what it writes to stderr waits until this is said.
+    where = one_line(destination.told(settings), 400)
+    _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
+    if not is_instrumented:
+        get_it = f"{python} -m pip install {install.source()}"
+        _say(f"only the program's end is watched, since its Python has no tocsin: {get_it}")
+    return _become_watcher(command, plan, environ)
 
 
 def is_ours_to_restart(environ: Mapping[str, str]) -> bool:
@@ -105,7 +106,7 @@ def _plan(settings: Settings, *, is_instrumented: bool) -> dict[str, str]:
     }
     return {
         "PATH": os.pathsep.join(sys.path),
-        "SPOOL": "\n".join([settings.spool_dir, substitute_spool_dir()]),
+        "SPOOL": "\n".join(map(os.path.abspath, (settings.spool_dir, substitute_spool_dir()))),
         "SPOOL_BYTES": str(settings.spool_max_bytes or 0),
         "RESOURCE": json.dumps(resource),
         "SERVICE": settings.service,
@@ -114,13 +115,28 @@ def _plan(settings: Settings, *, is_instrumented: bool) -> dict[str, str]:
     }
 
 
-def _become_watcher(command: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Returns where there is nothing to watch, or nobody who could: then the program runs as it is, or says why not."""
-    if not (sys.executable and shutil.which(command[0])):
-        return
-    # An interpreter of its own: what this one has loaded would stay in memory for as long as the program runs.
-    with suppress(OSError):
-        os.execve(sys.executable, [sys.executable, "-I", "-S", str(WATCHER), *command], environ)  # noqa: S606
+def _start(command: Sequence[str], plan: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """
+    Start the program; what the parent need know of it.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    its = watch.Plan(plan)
+    its.folders = [folder for folder in its.folders if watch.is_usable(folder, its)]
+    run, signals = watch.Run(its), watch.Signals.held()
+    watch.start(run, command, its, signals, environ)
+    return {"SPOOL": "\n".join(its.folders), "RUNNING": run.handed_over(), "SIGNALS": signals.handed_over()}
+
+
+def _become_watcher(command: Sequence[str], plan: Mapping[str, str], environ: Mapping[str, str]) -> NoReturn:
+    if sys.executable:
+        # An interpreter of its own: what this one has loaded would stay in memory for as long as the program runs.
+        told = {f"TOCSIN_RUN_{name}": value for name, value in plan.items()}
+        with suppress(OSError):
+            os.execve(sys.executable, [sys.executable, "-I", "-S", watch.__file__, *command], {**environ, **told})  # noqa: S606
+    os.environ.update(environ)
+    watch.watch(command, watch.Plan(plan))
 
 
 def _python_of(program: str) -> Path | None:

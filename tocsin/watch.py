@@ -22,7 +22,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` would be a tenth of all the memory
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from typing import Any, Final, NoReturn
+    from typing import Final, NoReturn
 
 STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """What asks for an orderly end."""
@@ -56,11 +56,16 @@ _PR_SET_PDEATHSIG = 1
 class Plan:
     """What `tocsin run` has worked out, and hands over in the environment."""
 
-    __slots__ = ("folders", "max_bytes", "max_memory", "path", "resource", "restarts", "service", "stop_s", "tells")
+    __slots__ = (
+        *("folders", "max_bytes", "max_memory", "path", "resource", "restarts", "running"),
+        *("service", "signals", "stop_s", "tells"),
+    )
 
     def __init__(self, told: Mapping[str, str]) -> None:
         self.path = told.get("PATH", "").split(os.pathsep)  #  where the rest of tocsin is imported from
-        self.folders = told.get("SPOOL", "").split("\n")  #    the spool, then what stands in for it; see `_usable`
+        self.folders = [
+            one for one in told.get("SPOOL", "").split("\n") if one
+        ]  #    the spool, then what stands in for it; see `is_usable`
         self.max_bytes = int(told.get("SPOOL_BYTES") or 0)  #  0: a tenth of the free disk, 1 GiB at most
         self.resource = told.get("RESOURCE", '{"service.name":"unknown_service"}')  # JSON; whose errors they are
         self.service = told.get("SERVICE", "unknown_service")
@@ -68,11 +73,50 @@ class Plan:
         self.restarts = told.get("RESTART") == "1"
         self.max_memory = int(told.get("MAX_MEMORY") or 0)  #  bytes; 0: no limit
         self.stop_s = float(told.get("STOP_S") or 30)
+        self.running = told.get("RUNNING", "")  #              see `Run.handed_over`
+        self.signals = Signals.taken(told.get("SIGNALS", ""))
 
     @classmethod
     def taken(cls, environ: dict[str, str], prefix: str = "TOCSIN_RUN_") -> Plan:
         """Read out of an environment, and taken out of it."""
         return cls({name.removeprefix(prefix): environ.pop(name) for name in list(environ) if name.startswith(prefix)})
+
+
+class Signals:
+    """How signals were before they became ours: the program finds them so."""
+
+    __slots__ = ("is_ignored", "mask")
+
+    def __init__(self, mask: Collection[int], *, is_ignored: bool) -> None:
+        self.mask = set(mask)
+        self.is_ignored = is_ignored  # the end of a child
+
+    @classmethod
+    def held(cls) -> Signals:
+        """Hold back what is for us to wait for; how it was before."""
+        # Ignored, nobody could wait for the program; by default, some systems throw it away although it is blocked.
+        before = signal.signal(signal.SIGCHLD, lambda *_: None)
+        return cls(
+            signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD}), is_ignored=before == signal.SIG_IGN
+        )
+
+    @classmethod
+    def taken(cls, told: str) -> Signals | None:
+        """Those of which `tocsin run` has told."""
+        words = told.split()
+        return cls(tuple(map(int, words[1:])), is_ignored=words[0] == "1") if words else None
+
+    def handed_over(self) -> str:
+        """What `taken` reads."""
+        return " ".join(map(str, (int(self.is_ignored), *map(int, self.mask))))
+
+    def restore(self) -> None:
+        """For the program, before it begins."""
+        for one in (*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ):
+            if one not in FORWARDED or signal.getsignal(one) != signal.SIG_IGN:
+                signal.signal(one, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN if self.is_ignored else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
 
 
 class Run:
@@ -83,11 +127,11 @@ class Run:
         *("note", "oom_kills", "peak_bytes", "pid", "relay", "status", "stopping_ns", "told"),
     )
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, instance: str = "") -> None:
         self.began_ns, self.began_s = time.time_ns(), time.monotonic()
         self.ended_ns = 0
         self.pid = 0
-        self.instance = uuid7(self.began_ns)
+        self.instance = instance or uuid7(self.began_ns)
         self.told = f"{plan.folders[0]}/{self.instance}.told" if plan.folders else ""
         self.asked: list[int] = []  # signals that came for it
         self.stopping_ns = 0  #       since when it was asked to stop
@@ -99,6 +143,26 @@ class Run:
         self.oom_kills = _oom_kills()
         self.relay: Relay | None = None
         self.note: Note | None = None
+
+    @classmethod
+    def taken_over(cls, plan: Plan) -> Run | None:
+        """The one that `tocsin run` has started before it became us."""
+        if not (told := plan.running):
+            return None
+        pid, began_ns, stderr, instance = told.split()
+        run = cls(plan, instance)
+        run.pid, run.began_ns = int(pid), int(began_ns)
+        run.began_s -= (time.time_ns() - run.began_ns) / 1e9
+        run.relay = Relay(int(stderr)) if stderr != "-1" else None
+        return run
+
+    def handed_over(self) -> str:
+        """What `taken_over` reads."""
+        stderr = -1
+        if self.relay is not None:
+            stderr = self.relay.source
+            os.set_inheritable(stderr, True)
+        return f"{self.pid} {self.began_ns} {stderr} {self.instance}"
 
     @property
     def code(self) -> int:
@@ -156,31 +220,40 @@ def exit_as(code: int, asked: Collection[int] = ()) -> int:
 
 def watch(command: Sequence[str], plan: Plan) -> NoReturn:
     """Run a program, again where that is ours, tell of each end that is an error, and end as it did."""
-    # Ignored, nobody could wait for the program; by default, some systems throw it away although it is blocked.
-    child_signal = signal.signal(signal.SIGCHLD, lambda *_: None)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
-    plan.folders = [folder for folder in map(os.path.abspath, plan.folders) if _is_usable(folder, plan)]
+    held = Signals.held()
+    signals = plan.signals or held
+    if not plan.running:
+        plan.folders = [folder for folder in map(os.path.abspath, plan.folders) if is_usable(folder, plan)]
     sentinel = Sentinel()
+    run = Run.taken_over(plan)
     pause_s = 0
     while True:
         sentinel.stand()
-        run = Run(plan)
-        try:
-            _start(run, command, plan, mask, child_signal)
-        except OSError as problem:
-            _say(f"{command[0]!r} cannot be run: {problem.strerror}")
-            os._exit(126)
+        if run is None:
+            run = Run(plan)
+            try:
+                start(run, command, plan, signals, os.environ)
+            except OSError as problem:
+                _say(f"{command[0]!r} cannot be run: {problem.strerror}")
+                os._exit(126)
+        if run.relay is not None:
+            run.relay.start()
+        if not plan.tells:
+            run.note = Note.open(plan, _header(run, plan))
+            if run.note is not None:
+                run.note.mark()
         _wait(run, plan, sentinel)
         stderr = run.relay.finish(_DRAIN_S) if run.relay is not None else b""
         how = _settle(run, plan, command, stderr)
         is_ours = _goes_on(run, plan, how)
         _forget(run, 0.0 if is_ours else _READER_S)
         if not is_ours:
-            _end_as(exit_as(run.code, run.asked), mask)
+            _end_as(exit_as(run.code, run.asked), signals.mask)
         is_calm = run.uptime_s >= _CALM_S
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if pause_s and not is_calm else 1
         now_s = 0 if is_calm and how == RESTARTED else pause_s
         _say(f"{plan.service} {_said(run, how)}; starting it again{f' in {now_s} s' if now_s else ''}")
+        run = None
         if _is_stopped_within(now_s, sentinel):
             os._exit(0)
 
@@ -216,9 +289,9 @@ def _is_stopped_within(seconds: float, sentinel: Sentinel) -> bool:
 # Starting it, and waiting for its end.
 
 
-def _start(run: Run, command: Sequence[str], plan: Plan, mask: Collection[int], child_signal: Any) -> None:
+def start(run: Run, command: Sequence[str], plan: Plan, signals: Signals, environ: Mapping[str, str]) -> None:
     """
-    Start the program.
+    Start the program; `tocsin run` does so by itself, so that nobody waits until it has become us.
 
     By fork, since `posix_spawn` has no word for "die with your parent".
 
@@ -228,7 +301,8 @@ def _start(run: Run, command: Sequence[str], plan: Plan, mask: Collection[int], 
     # A program that tells of its exceptions itself keeps its terminal: colours, and a bar that grows.
     if _is_open(2) and not (plan.tells and os.isatty(2)):
         run.relay = Relay()
-    environ = os.environ | {
+    environ = {
+        **environ,
         "TOCSIN_TOLD": run.told,
         "TOCSIN_WATCHER": str(os.getpid()),
         "TOCSIN_INSTANCE": run.instance,
@@ -242,11 +316,7 @@ def _start(run: Run, command: Sequence[str], plan: Plan, mask: Collection[int], 
             _die_with(parent)
             if run.relay is not None:
                 os.dup2(run.relay.into, 2)
-            for one in (*FORWARDED, signal.SIGPIPE, signal.SIGXFSZ):
-                if one not in FORWARDED or signal.getsignal(one) != signal.SIG_IGN:
-                    signal.signal(one, signal.SIG_DFL)
-            signal.signal(signal.SIGCHLD, child_signal or signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signals.restore()
             os.execvpe(command[0], list(command), environ)  # noqa: S606
         except OSError as why:
             problem = why.errno or 0
@@ -254,17 +324,13 @@ def _start(run: Run, command: Sequence[str], plan: Plan, mask: Collection[int], 
             os.write(failing, str(problem).encode())
             os._exit(126)
     os.close(failing)
+    if run.relay is not None:
+        os.close(run.relay.into)  # from now on the pipe ends when the last who writes to it does
     said = os.read(failed, 16)
     os.close(failed)
     if said:
         os.waitpid(run.pid, 0)
         raise OSError(int(said), os.strerror(int(said)))
-    if run.relay is not None:
-        run.relay.start()
-    if not plan.tells:
-        run.note = Note.open(plan, _header(run, plan))
-        if run.note is not None:
-            run.note.mark()
 
 
 def _die_with(parent: int) -> None:
@@ -283,8 +349,8 @@ def _die_with(parent: int) -> None:
 def _wait(run: Run, plan: Plan, sentinel: Sentinel) -> None:
     """Pass signals on until the program has ended, and look that it does not take too much memory."""
     was_above = False
+    number: int | None = signal.SIGCHLD  # it may have ended before we were there to hear of it
     while True:
-        number = _next_signal(_LOOK_S if plan.max_memory else None)
         if number is None:
             was_above = _look(run, plan, was_above=was_above)
         elif number != signal.SIGCHLD:
@@ -297,6 +363,7 @@ def _wait(run: Run, plan: Plan, sentinel: Sentinel) -> None:
             if number in FORWARDED and number not in run.asked:  # it may have been sent to it first
                 _hear_late(run, sentinel)
             return
+        number = _next_signal(_LOOK_S if plan.max_memory else None)
 
 
 def _hear_late(run: Run, sentinel: Sentinel) -> None:
@@ -466,8 +533,13 @@ class Sentinel:
 class Relay:
     """The program's stderr on its way to ours: byte for byte, at once, and its end is kept."""
 
-    def __init__(self) -> None:
-        self._from, self.into = os.pipe()
+    def __init__(self, source: int = -1) -> None:
+        self.into = -1
+        self.source = source
+        if source < 0:
+            self.source, self.into = os.pipe()
+        else:
+            os.set_inheritable(source, False)
         self._stopped, self._stop = os.pipe()
         self._running = _thread.allocate_lock()
         self._end = bytearray()
@@ -475,8 +547,7 @@ class Relay:
         self._is_shared = False  # by processes that outlive the program
 
     def start(self) -> None:
-        """Begin; from now on the pipe ends when the last who writes to it does."""
-        os.close(self.into)
+        """Begin."""
         self._running.acquire()
         _thread.start_new_thread(self._run, ())
 
@@ -492,17 +563,17 @@ class Relay:
         if not self._running.acquire(timeout=timeout_s):
             return
         if self._is_shared:
-            actions = [(os.POSIX_SPAWN_DUP2, self._from, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
+            actions = [(os.POSIX_SPAWN_DUP2, self.source, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
             try:
                 os.posix_spawnp("cat", ["cat"], os.environ, file_actions=actions, setpgroup=0, setsigmask=())
             except OSError:  # they are told that nobody reads any more
                 pass
-        for fd in (self._from, self._stopped, self._stop):
+        for fd in (self.source, self._stopped, self._stop):
             os.close(fd)
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._from, select.POLLIN)
+        poll.register(self.source, select.POLLIN)
         poll.register(self._stopped, select.POLLIN)
         left = _PIPE_BYTES
 
@@ -511,7 +582,7 @@ class Relay:
             ready = {fd for fd, _ in poll.poll()}
             if self._stopped in ready:
                 left -= 65536
-            return self._from in ready and left > 0
+            return self.source in ready and left > 0
 
         try:
             self._is_shared = not self._copy(goes_on)
@@ -521,7 +592,7 @@ class Relay:
     def _copy(self, goes_on: Callable[[], bool]) -> bool:
         """Copy for as long as it goes on; whether the end was reached."""
         while goes_on():
-            data = os.read(self._from, 65536)
+            data = os.read(self.source, 65536)
             if not data:
                 return True
             self._end += data
@@ -624,7 +695,7 @@ class Note:
         self.release()
 
 
-def _is_usable(folder: str, plan: Plan) -> bool:
+def is_usable(folder: str, plan: Plan) -> bool:
     """Whether a folder can be written to; a program that is instrumented says by itself that it cannot."""
     try:
         os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103
