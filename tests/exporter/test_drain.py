@@ -246,21 +246,6 @@ def test_the_row_of_a_process_says_how_it_is_and_that_it_has_ended(database_url:
     assert abs(row().ended_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_a_process_says_that_it_lives_while_the_database_is_away(tmp_path: Path) -> None:
-    folder = tmp_path / "spool"
-    spool = Spool(folder, 2**30, RESOURCE)
-    drain = Drain(Settings(database_url="postgresql://nobody@127.0.0.1:1/x", spool_dir=str(folder)), spool, folder)
-    spool.append(error_line())
-    drain.start()
-    eventually(lambda: drain.away_since is not None)
-
-    seen_ns = spool.life.read().seen_ns
-    eventually(lambda: spool.life.read().seen_ns > seen_ns, 2.5)
-
-    drain.finish(0.1)
-    spool.close(everything_stored=False)
-
-
 def test_texts_are_told_apart_by_what_they_say(database_url: str, tmp_path: Path) -> None:
     """They are reported from the same function; only the first would ring if they were one group."""
     stack = '  File "/srv/shop/stock.py", line 7, in check\n'

@@ -368,6 +368,17 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(form: str, server: OtlpSt
     assert second.at - first.at >= 1.8
 
 
+def test_a_process_says_that_it_lives_through_any_pause(server: OtlpStandIn, folder: Path) -> None:
+    """Whoever takes over what it left asks when it was seen last."""
+    server.next(Answer(status=503, headers={"Retry-After": "3600"}))
+    with shipping(server.address, folder) as service:
+        service.error()
+        eventually(lambda: service.drain.away_since)
+
+        seen_ns = service.spool.life.read().seen_ns
+        eventually(lambda: service.spool.life.read().seen_ns > seen_ns)
+
+
 def test_a_pause_that_a_server_asks_for_does_not_hold_up_the_end(server: OtlpStandIn, folder: Path) -> None:
     """And the last try is made."""
     server.next(Answer(status=429, headers={"Retry-After": "3600"}))
