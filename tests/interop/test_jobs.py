@@ -16,13 +16,13 @@ from rq import Queue, Retry, SimpleWorker, SpawnWorker, Worker
 
 from tests.interop import rq_shop
 from tests.interop.servers import Program, told
-from tests.processes import rows_of
+from tests.processes import ROOT, rows_of
 from tests.redis import redis_server
 from tests.waiting import eventually
 
 ENDS_S = 40
 
-CELERY = "celery -A tests.interop.celery_shop worker --without-mingle --without-gossip --without-heartbeat -l INFO"
+CELERY = "worker --without-mingle --without-gossip --without-heartbeat -l INFO"
 
 
 @pytest.fixture
@@ -34,8 +34,18 @@ def redis_url() -> Iterator[str]:
 class CeleryWorker(Program):
     """A worker of Celery, who sends it tasks, and what became of them."""
 
-    def __init__(self, folder: Path, database_url: str, redis_url: str, options: str) -> None:
-        super().__init__(folder, database_url, f"{CELERY} {options}", environ={"REDIS_URL": redis_url})
+    def __init__(
+        self,
+        folder: Path,
+        database_url: str,
+        redis_url: str,
+        options: str,
+        *,
+        module: str = "tests.interop.celery_shop",
+        **how: Any,
+    ) -> None:
+        environ = {"REDIS_URL": redis_url, "PYTHONPATH": f"{ROOT}:{folder}"}
+        super().__init__(folder, database_url, f"celery -A {module} {CELERY} {options}", environ=environ, **how)
         self._client = Celery("client", broker=redis_url)
         self._redis = redis.from_url(redis_url)
 
@@ -99,7 +109,7 @@ def check_contexts(database_url: str) -> None:
 
 
 def test_processes_of_celery(sqlite_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Tasks in a pool of two; one of its processes is killed with its task, another without one."""
+    """Tasks in a pool of two, one of which is killed with its task; the last error is stored though it ends at once."""
     with CeleryWorker(tmp_path, sqlite_url, redis_url, "-c 2") as worker:
         send_all(worker)
         worker.run("killed")
@@ -108,6 +118,7 @@ def test_processes_of_celery(sqlite_url: str, redis_url: str, tmp_path: Path) ->
 
         expected = {**TOLD, ("billiard.exceptions.WorkerLostError", "celery", "critical"): 1}
         assert told(sqlite_url) == expected, worker.said()
+        check_contexts(sqlite_url)
         lost = next(row for row in rows_of(sqlite_url) if row.severity == "critical")
         assert lost.context["celery.task_name"] == "tests.interop.celery_shop.killed"
         assert (lost.category, lost.handled) == ("queue", False)
@@ -153,6 +164,42 @@ def test_work_horses_of_rq(sqlite_url: str, redis_url: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", [SimpleWorker, SpawnWorker])
 def test_other_workers_of_rq(kind: type[Any], sqlite_url: str, redis_url: str, tmp_path: Path) -> None:
     check_rq(sqlite_url, redis_url, tmp_path, kind)
+
+
+@pytest.mark.gate
+def test_tocsin_in_the_module_of_the_jobs(sqlite_url: str, redis_url: str, tmp_path: Path) -> None:
+    """RQ imports it in each work horse, in the middle of the job."""
+    (tmp_path / "own_jobs.py").write_text(
+        "import tocsin\ntocsin.init(service='shop')\nfrom tests.interop.rq_shop import fail\n"
+    )
+    command = f"rq.cli worker --url {redis_url} high"
+    with (
+        Program(tmp_path, sqlite_url, command, run=("-m",), environ={"PYTHONPATH": f"{ROOT}:{tmp_path}"}) as worker,
+        redis.from_url(redis_url) as connection,
+    ):
+        job = Queue("high", connection=connection).enqueue("own_jobs.fail", 7)
+        eventually(lambda: job.get_status() == "failed", ENDS_S)
+
+        assert worker.end() == 0
+
+    assert told(sqlite_url) == {("LookupError", "rq", "high"): 1}, worker.said()
+    (row,) = rows_of(sqlite_url)
+    assert row.context["rq.job_id"] == job.id
+
+
+@pytest.mark.gate
+def test_tocsin_in_the_module_of_the_tasks(sqlite_url: str, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "own_tasks.py").write_text(
+        "import tocsin\nfrom tests.interop.celery_shop import app\ntocsin.init(service='shop')\n"
+    )
+    with CeleryWorker(tmp_path, sqlite_url, redis_url, "-c 1", module="own_tasks", run=("-m",)) as worker:
+        send_all(worker)
+        worker.run("killed")
+
+        assert worker.end() == 0
+
+        expected = {**TOLD, ("billiard.exceptions.WorkerLostError", "celery", "critical"): 1}
+        assert told(sqlite_url) == expected, worker.said()
 
 
 def check_rq(database_url: str, redis_url: str, folder: Path, kind: type[Any]) -> None:

@@ -25,7 +25,6 @@ from tocsin.instrumentation.patches import Layer, Patch
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
-_EXIT_TIMEOUT_S: Final = 1.0
 _UID: Final = "tocsin"
 _MEANT: Final = "_tocsin_meant"
 _OUTER: Final = "_tocsin_outer"
@@ -124,19 +123,11 @@ def _task_fails(
         capture.see(sighting)
 
 
-def _process_ends(**_: Any) -> None:
-    """A process of the pool is about to leave by `os._exit`."""
-    if state.current is not None:
-        with contained("storing what is left"):
-            state.current.flush(_EXIT_TIMEOUT_S)
-
-
 _RECEIVERS: Final[Mapping[str, Callable[..., None]]] = {
     "task_prerun": _task_begins,
     "task_postrun": _task_ends,
     "task_failure": _task_fails,
     "task_internal_error": _task_fails,
-    "worker_process_shutdown": _process_ends,
 }
 
 
@@ -249,7 +240,10 @@ def _excepted(layer: Layer) -> Callable[..., Any]:
 
 def _note_job(job: Any, exc: object) -> None:
     if state.current is not None and isinstance(exc, BaseException) and not getattr(job, "retries_left", None):
-        state.current.see(Sighting(exc, mechanism="rq", handled=False))
+        seen = Sighting(exc, mechanism="rq", handled=False)
+        if "rq.job_id" not in (current_facts.get() or {}):  # tocsin was started by the job's own module
+            seen.facts = _job_facts(job)
+        state.current.see(seen)
 
 
 def _retried(layer: Layer) -> Callable[..., Any]:
