@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tocsin import clock
-from tocsin.contained import contained, note
+from tocsin.contained import contained, note, pass_on
 from tocsin.exporter import life
 from tocsin.exporter.life import LastWords, Life, State, last_words
 
@@ -139,6 +139,7 @@ class Spool:
             if durable:
                 os.fsync(fd)
         except OSError as problem:
+            pass_on(problem)
             note("writing to the spool", problem)
             return False
         self._size += written
