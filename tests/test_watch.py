@@ -871,6 +871,20 @@ def test_a_loop_of_deaths_is_one_more_error(tmp_path: Path, sqlite_url: str) -> 
     assert len({row.group_id for row in rows if row.exception_type == "ProcessExit"}) == 1
 
 
+def test_an_end_that_is_settled_stays_so_while_somebody_looks_at_it(tmp_path: Path) -> None:
+    """A neighbour locks what is left for a moment, sees whose it is, and leaves it to us."""
+    left = tmp_path / f"{1:020d}-7-0000000a.live"
+    left.write_bytes(bytes(4096))
+    looks = "import fcntl, sys, time; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX); print(); time.sleep(0.1)"
+    with subprocess.Popen([sys.executable, "-c", looks, left], stdout=subprocess.PIPE) as neighbour:
+        assert neighbour.stdout is not None
+        neighbour.stdout.readline()
+
+        watch.Left(str(left), 0).mark_told()
+
+    assert left.read_bytes()[8 * life.STATE] == State.TOLD
+
+
 # The first process of a container.
 
 

@@ -40,6 +40,7 @@ _OF_SUPERVISORS = (signal.SIGKILL, signal.SIGABRT)  # what ends a stop that take
 _SAME_S = 0.15  # within which a signal to the whole tree reaches all of it, one after another too
 _STOP_IS_OVER_S = 900.0  # a program that has lived on so long after a stop was asked for has not stopped
 _REPORT_S = 6.0
+_MARK_S = 0.5  # for who looks at what the program has left at the same moment
 _REPORTER_S = 15.0
 _DRAIN_S = 2.0
 _READER_S = 10.0
@@ -950,13 +951,24 @@ class Left:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:  # it is stored
             return
+        until = time.monotonic() + _MARK_S
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.pwrite(fd, bytes([TOLD]), 8 * STATE_CELL)
-        except OSError:  # somebody is at it
+            while not _lock(fd) and time.monotonic() < until:  # somebody looks whose it is, and leaves it to us
+                time.sleep(0.005)
+            if _lock(fd):
+                os.pwrite(fd, bytes([TOLD]), 8 * STATE_CELL)
+        except OSError:
             pass
         finally:
             os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _forget(run: Run, reader_s: float) -> None:
