@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
 import logging
 import multiprocessing
 import os
 import pickle
 import random
 import signal
+import sys
 import threading
 import traceback
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -23,7 +27,7 @@ import pytest
 
 import tocsin
 from tests.instrumentation.conftest import Catch, Watched
-from tests.processes import errors_in
+from tests.processes import errors_in, rows_of, run_program
 from tests.waiting import eventually
 from tocsin.exporter import raw
 from tocsin.instrumentation import state
@@ -319,7 +323,8 @@ def raised(make: Callable[[], BaseException]) -> tuple[BaseException, Any]:
     try:
         raise exc
     except BaseException as caught:
-        assert caught is exc
+        if caught is not exc:
+            raise
         return exc, raw.traceback_of(exc)
 
 
@@ -431,6 +436,82 @@ def test_a_recursion_error_is_captured_where_it_is_caught(watched: Watched) -> N
     assert watched.row().exception_type == "RecursionError"
 
 
+def test_an_error_near_the_end_of_the_stack_is_captured_whole(watched: Watched) -> None:
+    """Nothing more is raised there, and the stack ends where the program wants it to."""
+    limit = sys.getrecursionlimit()
+    track = tocsin.track_error
+
+    def down(more: int) -> None:
+        if more:
+            down(more - 1)
+            return
+        try:
+            fail("near the end")
+        except ValueError as exc:
+            track(exc)
+
+    rooms = [*range(20, 50), 70, 100]
+    for room in rooms:
+        thread = threading.Thread(target=down, args=[limit - room])  # which begins with a stack of its own
+        thread.start()
+        thread.join()
+
+    eventually(lambda: watched.errors() == len(rooms))
+    assert {row.message for row in watched.rows()} == {"near the end"}
+    assert sys.getrecursionlimit() == limit
+
+
+def test_what_recurses_under_protection_raises_its_own(watched: Watched) -> None:
+    @tocsin.protect
+    def down() -> None:
+        down()
+
+    with pytest.raises(RecursionError) as caught:
+        down()
+
+    assert caught.value.__context__ is None
+    assert {row.exception_type for row in watched.rows()} == {"RecursionError"}
+
+
+_OUT_OF_MEMORY = """
+import resource, tocsin
+
+tocsin.init(service="shop")
+tocsin.track_error("before")
+tocsin.flush(20)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 50_000_000,) * 2)
+
+def eat():
+    held, size = [], 1_000_000
+    while True:
+        try:
+            held.append(bytearray(size))
+        except MemoryError as exc:
+            if size < 100:
+                tocsin.track_error(exc)
+                raise
+            size //= 10
+
+for _ in range(3):
+    try:
+        eat()
+    except MemoryError:
+        pass
+tocsin.track_error("afterwards")
+"""
+
+
+def test_an_error_that_says_that_memory_has_run_out_is_captured(tmp_path: Path, sqlite_url: str) -> None:
+    """To the last hundred bytes; the service goes on."""
+    done = run_program(tmp_path, _OUT_OF_MEMORY, sqlite_url, command=())
+
+    assert done.returncode == 0, done.stderr
+    found = Counter({row.exception_type or row.message: row.count for row in rows_of(sqlite_url)})
+    assert found.keys() == {"before", "MemoryError", "afterwards"}
+    assert errors_in(sqlite_url) == 5
+
+
 def test_a_huge_message_costs_little_memory(watched: Watched) -> None:
     huge = "x" * 50_000_000
     exc, _ = raised(lambda: ValueError(huge))
@@ -518,25 +599,73 @@ def test_signals_that_interrupt_captures_are_counted(watched: Watched) -> None:
     eventually(lambda: watched.errors() == captured + handled)
 
 
-def test_an_interrupt_during_capture_reaches_the_caller(watched: Watched) -> None:
-    """Ctrl-C is the user's; capture works on after it."""
+class TimeUpError(Exception):
+    """What job queues raise in a signal handler."""
+
+
+class Slow(Exception):
+    """One that spends its time in code that anyone may have written."""
+
+    def __str__(self) -> str:
+        for _ in range(200):
+            str(object())
+        return "slow"
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, TimeUpError, TimeoutError])
+def test_what_a_signal_handler_raises_reaches_the_caller(interrupt: type[BaseException], watched: Watched) -> None:
+    """Each, wherever it comes: the error under way is recorded first, and capture works on after it."""
+
+    handled: list[bool] = []
 
     def handler(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
+        handled.append(True)
+        raise interrupt
 
     before = signal.signal(signal.SIGALRM, handler)
+    chance = random.Random(7)
+    begun = captured = 0
+    gc.disable()  # what is raised in the middle of a collection, Python itself can only ignore
     try:
-        for _ in range(50):
-            with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.002)
-                while True:
-                    tocsin.track_error("again and again")
+        for number in range(60):
+            with pytest.raises(interrupt):
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.002))
+                while len(handled) <= number:
+                    exc = raised(Slow if captured % 2 else lambda: ValueError("password=x", captured))[0]
+                    begun += 1
+                    tocsin.track_error(exc)
+                    captured += 1
     finally:
+        gc.enable()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
     tocsin.track_error("afterwards")
+    eventually(lambda: captured < watched.errors() <= begun + 1)
+    assert state.current.spool.lost == 0  # type: ignore[union-attr]
     assert "afterwards" in {row.message for row in watched.rows()}
+
+
+def test_ctrl_c_during_capture_is_ctrl_c(watched: Watched) -> None:
+    """The handler that Python brings has no frame to be known by."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    asked: list[bool] = []
+
+    class Interrupted(Exception):
+        def __str__(self) -> str:
+            asked.append(True)
+            if len(asked) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return "said"
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tocsin.track_error(raised(Interrupted)[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert watched.row().message == "said"
 
 
 # Forks

@@ -167,7 +167,8 @@ class Capture:
             if is_interrupt(again):
                 busy.interrupt = again
             problem = again
-        note("capture", problem)
+        if busy.interrupt is None:
+            note("capture", problem)
         problem = None  # type: ignore[assignment]  # it knows this frame, and all that was raised before it
         self.spool.lose()
         return None
@@ -270,9 +271,12 @@ class Capture:
         return error_id
 
     def _admit_sighting(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
-        error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id, sighting)
+        if sighting.is_admitted and sighting.error_id:  # where it is written twice, it is stored once
+            error_id, is_full = sighting.error_id, True
+        else:
+            error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id, sighting)
         if is_full:
-            sighting.error_id = error_id  # where it is written twice, it is stored once
+            sighting.error_id, sighting.is_admitted = error_id, True
             if not self._write(sighting, error_id, code_key, scope):
                 self._places[key].last_id = ""  # nothing may be counted for what is not there
         elif _is_sdk_loaded():

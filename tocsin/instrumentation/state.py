@@ -44,6 +44,7 @@ class Sighting:
     status: int | None = None
     attributes: Mapping[str, Any] | None = None
     time_ns: int = 0  #          set when it is reported
+    is_admitted: bool = False  # it is written out under that id, again where an interrupt came in between
     is_counted: bool = False  #  it needs no line any more: it was one more of a storm
     error_id: str | None = None  # the same, where it must be known early
 
