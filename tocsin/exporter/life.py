@@ -26,6 +26,7 @@ _MOST_REQUESTS: Final = 2**31
 _MOST_BYTES: Final = 2**53
 _LAST_NS: Final = 2**62  # in the year 2116
 _MOST_PID: Final = 2**31
+_EXITING: Final = 0x4  # PF_EXITING of the kernel, in the flags of a process
 
 
 class State(enum.IntEnum):
@@ -149,11 +150,12 @@ def boot_time_ns() -> int | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process was started, in ticks since the machine was; None where there is none of that number."""
+    """When a process was started, in ticks since the machine was; None where it is none any more, or just ending."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
         state, *rest = stat.rpartition(b")")[2].split()  # the program's name may hold anything
-        return None if state in (b"Z", b"X") else int(rest[18])
+        # It lets go of its locks before it is dead.
+        return None if state in (b"Z", b"X") or int(rest[5]) & _EXITING else int(rest[18])
     except (OSError, ValueError, IndexError):
         return None
 
