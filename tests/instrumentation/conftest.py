@@ -96,7 +96,7 @@ def hooks_in_place() -> dict[str, object]:
         "ThreadPoolExecutor.submit": ThreadPoolExecutor.submit,
         "BaseEventLoop.call_exception_handler": asyncio.BaseEventLoop.call_exception_handler,
         "BaseEventLoop.create_task": asyncio.BaseEventLoop.create_task,
-        "Runner.close": asyncio.Runner.close,
+        "SelectorEventLoop.close": asyncio.SelectorEventLoop.close,
         "signal": (signal.signal, signal.getsignal, signal.getsignal(signal.SIGTERM)),
         "os": (os._exit, os.execv, os.execve),
         "sys.meta_path": list(sys.meta_path),

@@ -6,7 +6,6 @@ What is left of it says how it ended, so that nobody takes it for a death withou
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from tocsin.contained import contained
 from tocsin.exporter.life import Life, State
 from tocsin.instrumentation import state
 from tocsin.instrumentation.capture import Capture
+from tocsin.instrumentation.patches import Layer, Patch
 
 WATCHER: Final = "TOCSIN_WATCHER"
 INSTANCE: Final = "TOCSIN_INSTANCE"
@@ -25,8 +25,6 @@ INSTANCE: Final = "TOCSIN_INSTANCE"
 
 watched_by: dict[str, str] = {}
 """Those two, while there is such a parent; they are kept from the environment of this process's own children."""
-
-_NAMES: Final = ("_exit", "execv", "execve")
 
 
 def take_watcher() -> None:
@@ -62,17 +60,14 @@ def watcher_pid() -> int:
 
 def install() -> None:
     """Wrap what ends a process without a word; harmless when called twice."""
-    for name, wrap in zip(_NAMES, (_leaving, _becoming, _becoming), strict=True):
-        if not hasattr(getattr(os, name), "_tocsin"):
-            setattr(os, name, wrap(getattr(os, name)))
+    for patch in _PATCHES:
+        patch.install()
 
 
 def uninstall() -> None:
     """Put back what was found, where nobody has wrapped it since."""
-    for name in _NAMES:
-        found = getattr(os, name)
-        if hasattr(found, "_tocsin"):
-            setattr(os, name, found.__wrapped__)
+    for patch in _PATCHES:
+        patch.uninstall()
 
 
 def _life() -> Life | None:
@@ -84,22 +79,19 @@ def _life() -> Life | None:
     return life if life.read().state is State.ALIVE else None
 
 
-def _leaving(original: Callable[[int], Any]) -> Callable[[int], Any]:
-    @functools.wraps(original)
+def _leaving(layer: Layer) -> Callable[..., Any]:
     def _exit(status: int) -> Any:
         with contained("noting an exit"):
             if life := _life():
                 life.set_state(State.LEFT, int(status))
                 if int(status) and not watched_by:  # what it left says so; whoever started it may end by that code too
                     note_told()
-        return original(status)
+        return layer.before(status)
 
-    _exit._tocsin = True  # type: ignore[attr-defined]
     return _exit
 
 
-def _becoming(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
+def _becoming(layer: Layer) -> Callable[..., Any]:
     def become(*args: Any, **kwargs: Any) -> Any:
         life = None
         with contained("noting that another program takes over"):
@@ -109,7 +101,7 @@ def _becoming(original: Callable[..., Any]) -> Callable[..., Any]:
                 os.environ.update(watched_by)
                 args = tuple({**one, **watched_by} if isinstance(one, Mapping) else one for one in args)
         try:
-            return original(*args, **kwargs)
+            return layer.before(*args, **kwargs)
         finally:  # it did not
             with contained("noting that this program goes on"):
                 for name in watched_by:
@@ -117,5 +109,7 @@ def _becoming(original: Callable[..., Any]) -> Callable[..., Any]:
                 if life is not None:
                     life.set_state(State.ALIVE)
 
-    become._tocsin = True  # type: ignore[attr-defined]
     return become
+
+
+_PATCHES: Final = (Patch(os, "_exit", _leaving), Patch(os, "execv", _becoming), Patch(os, "execve", _becoming))

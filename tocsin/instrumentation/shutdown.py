@@ -1,7 +1,7 @@
 """
 The stop of a program in good order: no new requests, those under way are answered, then what the program asked for.
 
-A server stops by itself when it is asked to, and is only helped: `_patch_server`. A program that has no handler
+A server stops by itself when it is asked to, and is only helped (`_patch_server`). A program that has no handler
 for the signal would end in the middle of whatever it does; `end` gives it the time, and then lets the same
 signal end it. What waits, waits in a thread: a handler interrupts the program anywhere, with any lock held.
 """
@@ -9,7 +9,6 @@ signal end it. What waits, waits in a thread: a handler interrupts the program a
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import os
 import signal
@@ -26,6 +25,7 @@ from tocsin.contained import contained
 from tocsin.instrumentation import late, signals, state
 from tocsin.instrumentation.capture import Capture
 from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.patches import Layer, Patch
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
@@ -97,17 +97,15 @@ def install(close: Callable[[], None]) -> None:
     global _close
     _close = close
     signals.install(_note_stop, end)
+    _LOOPS.install()
+    after_import("uvloop", _patch_uvloop)
     after_import("uvicorn.server", _patch_server)
-    if not hasattr(asyncio.Runner.close, "_tocsin"):
-        asyncio.Runner.close = _closing(asyncio.Runner.close)  # type: ignore[assignment, method-assign]
 
 
 def uninstall() -> None:
     """Put back what was found, where nobody has wrapped it since."""
     signals.uninstall()
-    close: Any = asyncio.Runner.close
-    if hasattr(close, "_tocsin"):
-        asyncio.Runner.close = close.__wrapped__  # type: ignore[method-assign]
+    _LOOPS.uninstall()
 
 
 def begin_anew() -> None:
@@ -430,20 +428,25 @@ def _force(number: int) -> None:
 # A loop that is closed before the interpreter ends
 
 
-def _closing(original: Callable[[asyncio.Runner], None]) -> Callable[[asyncio.Runner], None]:
-    @functools.wraps(original)
-    def close(self: asyncio.Runner) -> None:
+def _closing(layer: Layer) -> Callable[..., Any]:
+    def close(self: Any) -> None:
         try:
             with contained("running what was left for the shutdown"):
-                loop = getattr(self, "_loop", None)  # `get_loop` would make one
-                if loop is not None and _wishes and not loop.is_closed() and not loop.is_running():
+                if _wishes and not self.is_closed() and not self.is_running():
                     is_end = _is_asked_to_stop and threading.current_thread() is threading.main_thread()
-                    loop.run_until_complete(_run_wishes_in_loop(of=None if is_end else loop))
+                    if is_end or any(wish.loop is self for wish in _wishes):
+                        self.run_until_complete(_run_wishes_in_loop(of=None if is_end else self))
         finally:
-            original(self)
+            layer.before(self)
 
-    close._tocsin = True  # type: ignore[attr-defined]
     return close
+
+
+_LOOPS: Final = Patch(asyncio.SelectorEventLoop, "close", _closing)
+
+
+def _patch_uvloop(module: ModuleType) -> None:
+    Patch(module.Loop, "close", _closing).install()
 
 
 # uvicorn, by itself and as a worker of gunicorn
@@ -451,12 +454,12 @@ def _closing(original: Callable[[asyncio.Runner], None]) -> Callable[[asyncio.Ru
 
 def _patch_server(module: ModuleType) -> None:
     """Give its stop a bound, name the requests that it cuts off, and run the callbacks behind the lifespan's."""
-    kind = module.Server
-    stop = kind.shutdown
-    if hasattr(stop, "_tocsin"):
-        return
+    for name, make in (("shutdown", _stopping), ("_wait_tasks_to_complete", _waiting)):
+        if hasattr(module.Server, name):  # earlier versions do not wait in a function of its own
+            Patch(module.Server, name, make).install()
 
-    @functools.wraps(stop)
+
+def _stopping(layer: Layer) -> Callable[..., Any]:
     async def shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
         global _has_waited
         is_end = False
@@ -466,33 +469,27 @@ def _patch_server(module: ModuleType) -> None:
                 _note_stop(True)
                 if self.config.timeout_graceful_shutdown is None:
                     self.config.timeout_graceful_shutdown = max(_LEAST_S, timeout_s())
-        await stop(self, *args, **kwargs)
+        await layer.before(self, *args, **kwargs)
         if is_end:
             _has_waited = True
-            await _run_wishes_in_loop(lambda: bool(self.force_exit))
+            with contained("running what was left for the shutdown"):
+                await _run_wishes_in_loop(lambda: bool(self.force_exit))
             if self.force_exit:
                 _wishes.clear()
 
-    shutdown._tocsin = True  # type: ignore[attr-defined]
-    kind.shutdown = shutdown
-    _patch_waiting(kind)
+    return shutdown
 
 
-def _patch_waiting(kind: Any) -> None:
-    wait = getattr(kind, "_wait_tasks_to_complete", None)
-    if wait is None:  # an earlier version
-        return
-
-    @functools.wraps(wait)
+def _waiting(layer: Layer) -> Callable[..., Any]:
     async def _wait_tasks_to_complete(self: Any) -> None:
         try:
-            await wait(self)
+            await layer.before(self)
         except asyncio.CancelledError:  # the time is over: the requests are cut off next
             with contained("naming requests"):
                 late.name_late_requests()
             raise
 
-    kind._wait_tasks_to_complete = _wait_tasks_to_complete
+    return _wait_tasks_to_complete
 
 
 def _has_served_enough(server: Any) -> bool:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 from tocsin.contained import contained
+from tocsin.instrumentation.patches import Layer, Patch
 
 ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end a program which has no handler for them; from Ctrl-C Python makes an exception by itself."""
@@ -31,7 +32,10 @@ _STOP_ON_QUIT: Final = {"gunicorn", "uvicorn_worker", "celery"}
 Handler = Callable[[int, FrameType | None], Any]
 Noted = Callable[[bool], None]
 
-_found: dict[str, Any] = {}
+# As they are without us.
+_set: Final[Callable[[int, Any], Any]] = signal.signal
+_get: Final[Callable[[int], Any]] = signal.getsignal
+
 _note: Noted | None = None
 _end: Handler | None = None
 
@@ -48,39 +52,36 @@ def install(note: Noted, end: Handler) -> None:
     """
     global _note, _end
     _note, _end = note, end
-    if not hasattr(signal.signal, "_tocsin"):
-        _found["signal"], _found["getsignal"] = signal.signal, signal.getsignal
-        signal.signal = _setting(signal.signal)  # type: ignore[assignment]
-        signal.getsignal = _asking(signal.getsignal)  # type: ignore[assignment]
+    for patch in _PATCHES:
+        patch.install()
     if threading.current_thread() is threading.main_thread():
         for number in {*ENDING, *NOTED}:
-            found = _found["getsignal"](number)
+            found = _get(number)
             if found is not None and _watched(number, found) is not found:  # None: not set from Python
-                _found["signal"](number, _watched(number, found))
+                _set(number, _watched(number, found))
 
 
 def uninstall() -> None:
     """Put back what was found, where nobody has wrapped it since, and the handlers as their programs gave them."""
     global _note
     _note = None
-    if not hasattr(signal.signal, "_tocsin") or not hasattr(signal.getsignal, "_tocsin"):
-        return
-    signal.signal, signal.getsignal = _found["signal"], _found["getsignal"]
+    for patch in _PATCHES:
+        patch.uninstall()
     if threading.current_thread() is threading.main_thread():
         for number in {*ENDING, *NOTED}:
-            handler = signal.getsignal(number)
+            handler = _get(number)
             if isinstance(handler, _Seen | _End):
-                signal.signal(number, _shown(handler))
+                _set(number, _shown(handler))
 
 
 def is_ours(number: int) -> bool:
     """Whether the program has no handler of its own for a signal, and would be ended by it."""
-    return isinstance(_found["getsignal"](number), _End)
+    return isinstance(_get(number), _End)
 
 
 def default(number: int) -> None:
     """Have a signal end the program from now on; in the main thread only."""
-    _found["signal"](number, signal.SIG_DFL)
+    _set(number, signal.SIG_DFL)
 
 
 class _Seen:
@@ -145,19 +146,18 @@ def _watched(number: int, handler: Any) -> Any:
     return _Seen(handler) if number in NOTED and not isinstance(handler, _Seen | _End) else handler
 
 
-def _setting(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    @functools.wraps(original)
+def _setting(layer: Layer) -> Callable[..., Any]:
     def set_signal(signalnum: Any, handler: Any) -> Any:
-        return _shown(original(signalnum, _watched(signalnum, handler)))
+        return _shown(layer.before(signalnum, _watched(signalnum, handler) if layer.is_on else handler))
 
-    set_signal._tocsin = True  # type: ignore[attr-defined]
     return set_signal
 
 
-def _asking(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    @functools.wraps(original)
+def _asking(layer: Layer) -> Callable[..., Any]:
     def get_signal(signalnum: Any) -> Any:
-        return _shown(original(signalnum))
+        return _shown(layer.before(signalnum))
 
-    get_signal._tocsin = True  # type: ignore[attr-defined]
     return get_signal
+
+
+_PATCHES: Final = (Patch(signal, "signal", _setting), Patch(signal, "getsignal", _asking))
