@@ -232,3 +232,9 @@ def run(seed: int, many: int, folder: Path, database_url: str) -> None:
 def test_two_thousand_hostile_exceptions_hurt_nobody(folder: Path, sqlite_url: str) -> None:
     """Each is recorded, within its time and its room, without its secret; who raised it gets it back as it was."""
     run(7, MANY, folder, sqlite_url)
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("seed", range(100, 150))
+def test_a_hundred_thousand_hostile_exceptions_hurt_nobody(seed: int, folder: Path, sqlite_url: str) -> None:
+    run(seed, MANY, folder, sqlite_url)

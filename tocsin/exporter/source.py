@@ -32,6 +32,6 @@ def lines_of(file: str) -> list[str]:
     """The lines of a file; none where it cannot be read."""
     try:
         return linecache.getlines(file) if is_readable(file) else []
-    except Exception as problem:  # of a loader, of a coding that nobody knows
+    except BaseException as problem:  # of a loader, which may exit, or of a coding that nobody knows
         pass_on(problem)
         return []
