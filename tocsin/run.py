@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import shutil
+import struct
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -134,9 +136,33 @@ def _become_watcher(command: Sequence[str], plan: Mapping[str, str], environ: Ma
         # An interpreter of its own: what this one has loaded would stay in memory for as long as the program runs.
         told = {f"TOCSIN_RUN_{name}": value for name, value in plan.items()}
         with suppress(OSError):
-            os.execve(sys.executable, [sys.executable, "-I", "-S", watch.__file__, *command], {**environ, **told})  # noqa: S606
+            os.execve(sys.executable, [sys.executable, "-I", "-S", _watcher(), *command], {**environ, **told})  # noqa: S606
     os.environ.update(environ)
     watch.watch(command, watch.Plan(plan))
+
+
+def _watcher() -> str:
+    """As a script it would be compiled at each start, which takes as long as all the rest of it."""
+    compiled: str | None = vars(watch).get("__cached__")
+    return compiled if compiled and _is_made_of(compiled, watch.__file__) else watch.__file__
+
+
+def _is_made_of(compiled: str, source: str) -> bool:
+    """
+    Whether bytecode is that of a file as it is now; as a script it would run all the same.
+
+    An older one stays where Python may not write: a folder of root's, or ``PYTHONDONTWRITEBYTECODE``.
+
+    Source: PEP 552, the head of a file with bytecode.
+    """
+    try:
+        with Path(compiled).open("rb") as file:
+            head = file.read(16)
+        now = Path(source).stat()
+    except OSError:
+        return False
+    parts = (0, int(now.st_mtime) & 0xFFFFFFFF, now.st_size & 0xFFFFFFFF)
+    return head == importlib.util.MAGIC_NUMBER + struct.pack("<III", *parts)
 
 
 def _python_of(program: str) -> Path | None:
