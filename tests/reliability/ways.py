@@ -330,6 +330,7 @@ def _fails(path: str, status: int = 500) -> Callable[[Running], None]:
 def _asgi_requests(running: Running) -> None:
     found = {path: running.get(f"/{path}")[0] for path in ("fail", "database", "stream", "background", "ok")}
     assert found == {"fail": 500, "database": 500, "stream": 200, "background": 200, "ok": 200}
+    running.wait_for("ValueError: in a background task")  # it runs once it has answered
 
 
 def _kill_worker(begins: str, times: int) -> Callable[[Running], None]:
