@@ -7,12 +7,8 @@ standard ``OTEL_*`` variables where they say the same thing.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tempfile
-import tomllib
-import zoneinfo
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import time
@@ -21,6 +17,9 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from tocsin.failures import SettingsError
+
+# What few settings need is loaded when they do: a program waits for this at its start.
+# ruff: noqa: PLC0415
 
 PREFIX = "TOCSIN_"
 
@@ -266,6 +265,8 @@ def _hours(value: str) -> tuple[time, time]:
 
 
 def _timezone(value: str) -> str:
+    import zoneinfo
+
     try:
         zoneinfo.ZoneInfo(value)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
@@ -297,12 +298,18 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     home = environ.get("HOME") or str(Path("~").expanduser())
     if home and os.access(home, os.W_OK):
         return Path(home) / ".local" / "state" / "tocsin"
-    return Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}"
+    return _temporary()
 
 
 def substitute_spool_dir() -> str:
     """Where errors are kept when the spool folder cannot be used."""
-    return str(Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}" / "spool")
+    return str(_temporary() / "spool")
+
+
+def _temporary() -> Path:
+    import tempfile
+
+    return Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}"
 
 
 def _default_database_url() -> str:
@@ -559,6 +566,8 @@ def _half_set(given: Collection[str]) -> Iterator[str]:
 
 
 def _unknown(variable: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
     names = {name.removeprefix(PREFIX): name for name in known}
     near = difflib.get_close_matches(variable.removeprefix(PREFIX), names, n=1, cutoff=0.6)
     hint = f"did you mean {names[near[0]]}?" if near else "`tocsin check --settings` lists the names"
@@ -591,9 +600,13 @@ def _from_dotenv(path: Path) -> dict[str, str]:
 def _from_toml(path: Path, problems: list[str]) -> dict[str, str]:
     """The top-level names of ``tocsin.toml``, written small: ``database_url = "…"``; tables are for rules."""
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_bytes()
     except OSError:
         return {}
+    import tomllib
+
+    try:
+        content = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         problems.append(f"{path.name}: cannot be read: {problem}")
         return {}

@@ -24,7 +24,6 @@ import json
 import mmap
 import os
 import re
-import shutil
 import struct
 import sys
 import threading
@@ -813,7 +812,8 @@ def set_aside(folder: Path, raw: bytes, why: str) -> None:
 def default_max_bytes(folder: Path) -> int:
     """1 GiB, or a tenth of the free disk where that is less."""
     try:
-        free = shutil.disk_usage(folder if folder.exists() else _nearest(folder)).free
+        disk = os.statvfs(folder if folder.exists() else _nearest(folder))
+        free = disk.f_bavail * disk.f_frsize
     except OSError:
         return 2**30
     return min(2**30, free // 10)

@@ -6,7 +6,6 @@ import atexit
 import functools
 import os
 import sys
-import tempfile
 import threading
 from _thread import allocate_lock
 from collections import deque
@@ -44,7 +43,7 @@ from tocsin.instrumentation.capture import Capture, resource
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
-from tocsin.settings import Settings, git_release, service_name
+from tocsin.settings import Settings, git_release, service_name, substitute_spool_dir
 
 EXIT_TIMEOUT_S = 1.5
 _BIRTH_TIMEOUT_S = 2.0
@@ -192,7 +191,7 @@ def _make_header(settings: Settings) -> dict[str, Any]:
 
 def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None:
     """A spool of this process; in the temporary folder where the set one cannot be used, None without any."""
-    folders = [Path(settings.spool_dir), Path(tempfile.gettempdir()) / f"tocsin-{os.getuid()}" / "spool"]
+    folders = [Path(settings.spool_dir), Path(substitute_spool_dir())]
     for folder in folders:
         try:
             limit = settings.spool_max_bytes or spool.default_max_bytes(folder)
