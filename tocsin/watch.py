@@ -224,7 +224,7 @@ def watch(command: Sequence[str], plan: Plan) -> NoReturn:
     held = Signals.held()
     signals = plan.signals or held
     if not plan.running:
-        plan.folders = [folder for folder in map(os.path.abspath, plan.folders) if is_usable(folder, plan)]
+        plan.folders = first_usable(plan)
     sentinel = Sentinel()
     run = Run.taken_over(plan)
     pause_s = 0
@@ -696,6 +696,14 @@ class Note:
         self.release()
 
 
+def first_usable(plan: Plan) -> list[str]:
+    """The spool, or what stands in for it, which is made only where it is needed; none where neither can be used."""
+    for folder in map(os.path.abspath, plan.folders):
+        if is_usable(folder, plan):
+            return [folder]
+    return []
+
+
 def is_usable(folder: str, plan: Plan) -> bool:
     """Whether a folder can be written to; a program that is instrumented says by itself that it cannot."""
     try:
@@ -786,6 +794,9 @@ def _settle(run: Run, plan: Plan, command: Sequence[str], stderr: bytes) -> str:
     if left is not None and left.stopping_ns and not run.stopping_ns:  # somebody has asked the program itself
         run.stopping_ns = left.stopping_ns
         run.asked += [-run.code] if -run.code in STOPS else []
+    elif -run.code in STOPS and not run.asked and _was_told(run.told):  # and it has ended in good order since
+        run.stopping_ns = run.ended_ns
+        run.asked = [-run.code]
     stopping_s = (run.ended_ns - run.stopping_ns) / 1e9 if run.stopping_ns else 0.0
     if stopping_s > _STOP_IS_OVER_S + plan.stop_s:  # it has gone on living
         run.stopping_ns = 0

@@ -989,15 +989,6 @@ KILLED = (
             ),
         ),
     ),
-    Program(
-        name="terminated-by-others",
-        code=PAUSES,
-        play=_kill_program(signal.SIGTERM),
-        exit=-signal.SIGTERM,
-        rows=(
-            Row(way="`SIGTERM` for the program, and not by way of `tocsin run`", told=_death("was killed by SIGTERM")),
-        ),
-    ),
 )
 OTHERS = (
     Program(
@@ -1022,6 +1013,13 @@ OTHERS = (
                 told=_death("exited with code 4", Also("the end of stderr", "process.stderr", "no disk")),
             ),
         ),
+    ),
+    Program(
+        name="shell-terminated",
+        command="tocsin run -- sh -c 'echo pid $$; exec sleep 60'",
+        play=_kill_program(signal.SIGTERM),
+        exit=-signal.SIGTERM,
+        rows=(Row(way="`SIGTERM` for it alone, and not by way of `tocsin run`", told=_death("was killed by SIGTERM")),),
     ),
     Program(
         name="no-file",
@@ -1121,6 +1119,12 @@ STOPS = (
         code=PAUSES,
         play=TERM,
         rows=(Row(way="`SIGTERM`, which it does not handle", who=ASKED),),
+    ),
+    Program(
+        name="terminated-itself",
+        code=PAUSES,
+        play=_kill_program(signal.SIGTERM),
+        rows=(Row(way="`SIGTERM` for the program alone, and not by way of `tocsin run`", who=ASKED),),
     ),
     Program(
         name="hung-up",

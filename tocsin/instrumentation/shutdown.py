@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 from tocsin import clock, requests
 from tocsin.contained import contained
-from tocsin.instrumentation import late, signals, state
+from tocsin.instrumentation import ends, late, signals, state
 from tocsin.instrumentation.capture import Capture
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.patches import Layer, Patch
@@ -410,7 +410,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _die(number: int) -> None:
-    """In the main thread: end as without us."""
+    """In the main thread: end as without us; who watches the end need not wonder, whoever has sent the signal."""
+    if ends.watched_by:
+        ends.note_told()
     signals.default(number)
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # the first process of a container is not ended by a signal
