@@ -279,6 +279,8 @@ class _Maker:
         what = self.pick(
             *["refuse"] * 6, *["answer"] * 5, "itself", "wait", "allocate", "change", "log", "capture", "mark"
         )
+        if name.startswith("__reduce") and what == "answer":
+            what = "refuse"  # whoever copies it would take the answer apart, for days
         self.what.append(f"{name}: {what}")
         if what == "refuse":
             return refuse(self.chance.choice(_PROBLEMS))
