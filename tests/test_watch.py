@@ -916,3 +916,13 @@ def test_the_first_process_stops_when_it_is_asked(tmp_path: Path, sqlite_url: st
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_a_socket_that_systemd_hands_over_is_the_program_s(tmp_path: Path, sqlite_url: str) -> None:
+    """Who gets one looks whether ``LISTEN_PID`` is its own number."""
+    start = "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
+    look = 'test "$LISTEN_PID" = "$$"'
+
+    done = run_command(tmp_path, [sys.executable, "-c", start, *RUN, "sh", "-c", look], sqlite_url)
+
+    assert done.returncode == 0, done.stderr

@@ -52,6 +52,7 @@ _MORE_S = 5.0  # beyond the time that the program gives itself to stop
 _PIPE_BYTES = 2**20  # the most that a pipe may hold: what the dead program wrote is not more
 _COMMAND_CHARS = 2000
 _PR_SET_PDEATHSIG = 1
+_OF_ITS_NUMBER = ("LISTEN_PID", "WATCHDOG_PID")
 
 
 class Plan:
@@ -318,6 +319,9 @@ def start(run: Run, command: Sequence[str], plan: Plan, signals: Signals, enviro
             if run.relay is not None:
                 os.dup2(run.relay.into, 2)
             signals.restore()
+            for name in _OF_ITS_NUMBER:  # what systemd hands over is for whoever has this number
+                if environ.get(name) == str(parent):
+                    environ[name] = str(os.getpid())
             os.execvpe(command[0], list(command), environ)  # noqa: S606
         except OSError as why:
             problem = why.errno or 0
