@@ -38,7 +38,7 @@ def again(self: Any, works_in_the_end: bool) -> None:
     except ConnectionError as problem:
         if works_in_the_end and self.request.retries:
             return
-        raise self.retry(exc=problem, countdown=0) from None
+        raise self.retry(exc=problem, countdown=0.2) from None
 
 
 @app.task
