@@ -798,7 +798,7 @@ def _settle(run: Run, plan: Plan, command: Sequence[str], stderr: bytes) -> str:
     if left is not None and left.stopping_ns and not run.stopping_ns:  # somebody has asked the program itself
         run.stopping_ns = left.stopping_ns
         run.asked += [-run.code] if -run.code in STOPS else []
-    elif -run.code in STOPS and not (run.asked or run.memory_bytes) and _was_told(run.told):  # and it has ended in good order since
+    elif -run.code in STOPS and not (run.asked or run.memory_bytes) and _was_told(run.told):  # the same
         run.stopping_ns = run.ended_ns
         run.asked = [-run.code]
     stopping_s = (run.ended_ns - run.stopping_ns) / 1e9 if run.stopping_ns else 0.0
