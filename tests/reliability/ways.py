@@ -1019,7 +1019,7 @@ OTHERS = (
         command="tocsin run -- sh -c 'echo pid $$; exec sleep 60'",
         play=_kill_program(signal.SIGTERM),
         exit=-signal.SIGTERM,
-        rows=(Row(way="`SIGTERM` for it alone, and not by way of `tocsin run`", told=_death("was killed by SIGTERM")),),
+        rows=(Row(way="`SIGTERM` for it alone, and not by way of `tocsin run`", told=_note("was killed by SIGTERM")),),
     ),
     Program(
         name="no-file",
