@@ -70,6 +70,7 @@ OPTIONAL = {
 LATE = {
     "__init__.py": "",  #  the front door, so that it is light
     "cli.py": "",  #  so that a command loads what it needs
+    "run.py": "destination",  #  the program starts first
     "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "exporter/drain.py": "exporter",  #  what stores an error is loaded at the first one: a program shall start

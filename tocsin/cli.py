@@ -7,8 +7,6 @@ Exit codes: 0 done, 1 failed or not found, 2 wrong usage or settings.
 from __future__ import annotations
 
 import argparse
-import difflib
-import getpass
 import os
 import re
 import signal
@@ -16,16 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tocsin import __version__, install
 from tocsin.failures import BadInput, SettingsError, StoreAway, TableMissing, TocsinError
-from tocsin.lifecycle import Status, Trigger
-from tocsin.model import Severity
 from tocsin.settings import Settings, as_text, reference
-from tocsin.spans import span_of
 from tocsin.terminal import COLOURS, moment, painted, safe, table
 from tocsin.text import STACK_LIMIT, clean
 
@@ -33,6 +27,9 @@ from tocsin.text import STACK_LIMIT, clean
 # ruff: noqa: PLC0415
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from tocsin.lifecycle import Trigger
     from tocsin.prune import Pruned
     from tocsin.store import Store
     from tocsin.store.retention import Policy
@@ -88,6 +85,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     top, commands = _all()
     word = argv[0] if argv else "-"
     if not word.startswith("-") and word not in commands:
+        import difflib
+
         near = difflib.get_close_matches(word, commands, n=1)
         top.error(f"there is no command {safe(word[:40])!r}" + (f"; did you mean {near[0]}?" if near else ""))
     arguments, rest = top.parse_known_args(argv)
@@ -133,6 +132,8 @@ def run(argv: list[str]) -> int:
             if not (max_memory := _memory(value)):
                 return _failed(f"run: {option} {value[:40]!r} is no size; {_SIZES}", code=USAGE)
         elif equals or option not in ("--traces", "--restart", "--no-restart"):
+            import difflib
+
             near = difflib.get_close_matches(option, _RUN_OPTIONS, n=1)
             hint = f"did you mean {near[0]}?" if near else "try `tocsin run --help`"
             shown = option[:40] if option in _RUN_OPTIONS else f"option {option[:40]}"
@@ -434,6 +435,8 @@ def errors(arguments: argparse.Namespace) -> int:
 
 def _list_errors(arguments: argparse.Namespace) -> int:
     if arguments.status not in (None, "resolved", "unresolved"):
+        from tocsin.lifecycle import Status
+
         raise BadInput("--status", "an error is resolved or unresolved; with --groups also " + ", ".join(Status))
     resolved = None if arguments.status is None else arguments.status == "resolved"
     with _records() as records:
@@ -465,6 +468,8 @@ def _table_of_errors(rows: Sequence[dict[str, Any]]) -> str:
 
 def _list_groups(arguments: argparse.Namespace) -> int:
     if arguments.status == "unresolved" or arguments.group is not None:
+        from tocsin.lifecycle import Status
+
         raise BadInput("--groups", f"goes with --status {', '.join(Status)}, and not with --group")
     with _records() as records:
         page = records.groups(**_filters(arguments), status=arguments.status)
@@ -625,6 +630,8 @@ def _acting(trigger: Trigger) -> Command:
 
 def mute(arguments: argparse.Namespace) -> int:
     """Some groups, silent for a while."""
+    from tocsin.lifecycle import Trigger
+
     *words, last = arguments.groups
     if words and not re.fullmatch(r"[#0-9,-]+", last):
         try:
@@ -656,6 +663,8 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
 
 
 def _user() -> str:
+    import getpass
+
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -745,6 +754,8 @@ def _seconds(value: str) -> float:
 
 
 def _span(value: str) -> timedelta:
+    from tocsin.spans import span_of
+
     if span := span_of(value):
         return span
     raise argparse.ArgumentTypeError("give a length of time such as 30m, 2h or 1d, at most a year")
@@ -766,6 +777,11 @@ def command_names() -> list[str]:
 
 
 def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
+    from datetime import timedelta
+
+    from tocsin.lifecycle import Status, Trigger
+    from tocsin.model import Severity
+
     top = _Parser(
         prog="tocsin",
         description="Crash protection, error tracking and alerting for services.",

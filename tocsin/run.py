@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import struct
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tocsin import destination, install, semconv, watch
+from tocsin import install, semconv, watch
 from tocsin.settings import Settings, git_release, service_name, substitute_spool_dir
 from tocsin.text import one_line
 
@@ -74,8 +73,10 @@ def run(
     except OSError as problem:
         _say(f"{command[0]!r} cannot be run: {problem.strerror}")
         return 126
-    # What takes a while, and what it writes to stderr waits until this is said.
-    where = one_line(destination.told(settings), 400)
+    # What takes a while comes when the program has started; what that writes to stderr waits until it is said.
+    from tocsin.destination import told  # noqa: PLC0415
+
+    where = one_line(told(settings), 400)
     _say(f"watching {one_line(service, 60)} ({settings.environment}); errors go to {where}")
     if not is_instrumented:
         get_it = f"{python} -m pip install {install.source()}"
@@ -166,8 +167,17 @@ def _is_made_of(compiled: str, source: str) -> bool:
 
 
 def _python_of(program: str) -> Path | None:
-    found = shutil.which(program)
-    return interpreter_of(Path(found).absolute()) if found else None
+    found = _found(program)
+    return interpreter_of(found.absolute()) if found else None
+
+
+def _found(program: str) -> Path | None:
+    """As the system finds it; `shutil`, which does too, loads a dozen other modules."""
+    for folder in [""] if "/" in program else os.get_exec_path():
+        place = Path(folder, program)
+        if os.access(place, os.X_OK) and place.is_file():
+            return place
+    return None
 
 
 def interpreter_of(program: Path) -> Path | None:
@@ -186,7 +196,7 @@ def interpreter_of(program: Path) -> Path | None:
         # An installer writes a shell's line where the way to the interpreter is long or has spaces.
         words = re.findall(r'"([^"]+)"|(\S+)', head[1].removeprefix("'''exec' "))[0]
     named = next((word for word in words if _is_python(word.rpartition("/")[2])), None)
-    return Path(shutil.which(named) or named) if named else None
+    return _found(named) or Path(named) if named else None
 
 
 def _is_python(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -69,6 +68,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], stream: TextIO
     stream = stream or sys.stdout
     cells = [[safe(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    import shutil  # noqa: PLC0415  (of `tocsin run`, which prints no table, a program waits for this)
+
     width = shutil.get_terminal_size().columns if stream.isatty() else None
     lines = [painted(_aligned(heads, widths, [], width), "bold", stream)]
     for row, shown in zip(rows, cells, strict=True):
