@@ -760,13 +760,13 @@ def _how(run: Run) -> str:
 
 def as_line(run: Run, plan: Plan, how: str, error_id: str) -> bytes:
     """The end as a line of the spool: complete, and with nothing in it that could be a secret."""
-    severity = "critical" if how == DIED else "medium"
+    is_death = how == DIED and -run.code not in STOPS  # `kill` of the program itself is somebody's wish as well
     name = _signal_name(-run.code) if run.code < 0 else f"exit code {run.code}"
     attributes: dict[str, object] = {
         "exception.type": MEMORY_LIMIT if how == RESTARTED else EXCEPTION_TYPE,
         "tocsin.mechanism": MECHANISM,
         "tocsin.handled": False,
-        "tocsin.severity": severity,
+        "tocsin.severity": "critical" if is_death else "medium",
         "tocsin.exit": True,
         "tocsin.place": {DIED: name, LATE: "stop ran out of time"}.get(how, "memory limit"),
         "process.exit.signal" if run.code < 0 else "process.exit.code": name if run.code < 0 else run.code,
@@ -778,7 +778,7 @@ def as_line(run: Run, plan: Plan, how: str, error_id: str) -> bytes:
         "kind": "error",
         "id": error_id,
         "time_unix_nano": run.ended_ns,
-        "severity_number": 21 if how == DIED else 13,
+        "severity_number": 21 if is_death else 13,
         "event_name": "exception",
         "trace_id": None,
         "span_id": None,

@@ -112,7 +112,7 @@ KILLED = "shop ended without a word: likely killed (SIGKILL, or for want of memo
         ({"code": 3}, "exited: 3", "critical", "shop exited with code 3"),
         ({"code": 143, "asked": [signal.SIGTERM]}, "stopped", None, ""),
         ({"code": -15, "asked": [signal.SIGTERM]}, "stopped", None, ""),
-        ({"code": -15}, "killed: SIGTERM", "critical", "shop was killed by SIGTERM"),
+        ({"code": -15}, "killed: SIGTERM", "medium", "shop was killed by SIGTERM"),
         ({"code": -9}, "killed: SIGKILL", "critical", "shop was killed by SIGKILL (out of memory?)"),
         ({"code": -9, "oom_kills": 0}, "killed: SIGKILL", "critical", "shop was killed by SIGKILL"),
         ({"code": -9, "oom_kills": 1}, "killed: SIGKILL", "critical", "shop was killed by SIGKILL (out of memory)"),

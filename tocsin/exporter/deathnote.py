@@ -34,6 +34,7 @@ _WARNING: Final = 13
 _STOP_IS_OVER_S: Final = 900
 _COMMAND_LIMIT: Final = 200
 _SHORTER: Final = (STACK_LIMIT, 16 * 2**10, 2 * 2**10)
+_WISHES = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _OF_SUPERVISORS: Final = (signal.SIGKILL, signal.SIGABRT)
 """What ends a stop that takes too long: everybody's last word, and systemd's where it is asked for a core."""
 
@@ -109,7 +110,9 @@ def _seen(evidence: Evidence, code: int) -> Verdict:
         said += " (out of memory)" if evidence.oom_kills else " (out of memory?)"
     if evidence.asked:
         said += f" after {signal_name(evidence.asked[-1])}"
-    return Verdict(how, Severity.CRITICAL, f"{evidence.name} {said}", place)
+    # A `kill` of the program itself, by a script with its number, is somebody's wish too: worth a note, and no ring.
+    severity = Severity.MEDIUM if -code in _WISHES else Severity.CRITICAL
+    return Verdict(how, severity, f"{evidence.name} {said}", place)
 
 
 def _nobody_saw(evidence: Evidence) -> Verdict:

@@ -191,8 +191,9 @@ def _make_header(settings: Settings) -> dict[str, Any]:
 
 def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None:
     """A spool of this process; in the temporary folder where the set one cannot be used, None without any."""
-    folders = [Path(settings.spool_dir), Path(substitute_spool_dir())]
-    for folder in folders:
+    # The second is worked out when it is needed: while the interpreter ends, nothing can be imported for it.
+    for name in (lambda: settings.spool_dir, substitute_spool_dir):
+        folder = Path(name())
         try:
             limit = settings.spool_max_bytes or spool.default_max_bytes(folder)
             return spool.Spool(folder, limit, header)
