@@ -6,8 +6,11 @@ Every way to die or fail, as a real process: what is recorded, and what the prog
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -17,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.postgres import missing_part
 from tests.processes import ROOT, drain_rest, environment_of, rows_of
 from tests.reliability.ways import PROGRAMS, SECTIONS, Program, Row, Running, Told
 from tests.waiting import eventually
@@ -94,15 +98,28 @@ _PARTS: dict[str, Callable[[Path], AbstractContextManager[dict[str, str]]]] = {
 }
 
 
+def is_there(part: str) -> bool:
+    """Whether a machine has what a program needs; a control group takes rights that few containers give."""
+    if part == "cgroup":
+        group = memory_group()
+        if group is not None:
+            group.rmdir()
+        return group is not None
+    if part == "uvloop":
+        return importlib.util.find_spec(part) is not None
+    return not part or shutil.which({"redis": "redis-server"}.get(part, part)) is not None
+
+
 def memory_group() -> Path | None:
     """A new control group for memory; None where none can be made."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    own_groups = Path("/proc/self/cgroup")
+    for line in own_groups.read_text().splitlines() if own_groups.exists() else ():
         _, controllers, own = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
         root = Path("/sys/fs/cgroup") / controllers
         for parent in (root / own.lstrip("/"), root):
-            group = parent / f"tocsin-test-{os.getpid()}"
+            group = parent / f"tocsin-test-{os.getpid()}-{threading.get_ident()}"
             with suppress(OSError):
                 group.mkdir()
                 if any((group / name).exists() for name in _LIMITS):
@@ -161,6 +178,10 @@ def test_the_slow_ways_too(sqlite_url: str, tmp_path: Path, subtests: pytest.Sub
 
 def check(programs: Sequence[Program], url: str, folder: Path, subtests: pytest.Subtests) -> None:
     """Run programs, several at once, and hold every row of theirs to what it says."""
+    for part in sorted({one.needs for one in programs if not is_there(one.needs)} - {"cgroup"}):
+        with subtests.test(part):
+            missing_part(part)
+    programs = [one for one in programs if is_there(one.needs)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         ends = list(pool.map(lambda one: run(one, folder, url), programs))
     drain_rest(folder, url)
