@@ -192,8 +192,8 @@ def _make_header(settings: Settings) -> dict[str, Any]:
 def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None:
     """A spool of this process; in the temporary folder where the set one cannot be used, None without any."""
     # The second is worked out when it is needed: while the interpreter ends, nothing can be imported for it.
-    for name in (lambda: settings.spool_dir, substitute_spool_dir):
-        folder = Path(name())
+    for is_substitute in (False, True):
+        folder = Path(substitute_spool_dir() if is_substitute else settings.spool_dir)
         try:
             limit = settings.spool_max_bytes or spool.default_max_bytes(folder)
             return spool.Spool(folder, limit, header)
