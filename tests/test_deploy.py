@@ -155,7 +155,7 @@ def compose() -> dict[str, Any]:
 SERVICES = ("database", "server", "shop")
 _KEYS = {
     *("build", "cap_drop", "command", "depends_on", "environment", "healthcheck", "image", "ports", "read_only"),
-    *("restart", "security_opt", "tmpfs", "volumes", "working_dir"),
+    *("restart", "security_opt", "stop_grace_period", "tmpfs", "volumes", "working_dir"),
 }
 
 

@@ -59,7 +59,7 @@ def test_units_of_systemd() -> None:
 
     assert (shop.name, shop.stop_s, shop.is_long_enough) == ("shop.service", 90, True)
     assert (server.name, server.stop_s, server.is_long_enough) == ("tocsin.service", 5, False)
-    assert server.setting == "TimeoutStopSec=10"
+    assert server.setting == "TimeoutStopSec=35"
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from typing import Any
 MARGIN_S = 5.0
 """What a stop takes beside the requests under way: callbacks, the last errors, the interpreter's end."""
 
-SERVER_STOPS_S = 10.0
-
 _PM2_DEFAULT_S = 1.6
 _COMMAND_S = 5
 _IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
@@ -58,9 +56,7 @@ def needed_s(words: Sequence[str], shutdown_timeout_s: float) -> float | None:
     """How long a command needs to stop; None where it is none of tocsin's that stays."""
     at = next((at for at, word in enumerate(words) if word.rpartition("/")[2] == "tocsin"), None)
     command = next((word for word in words[at + 1 :] if not word.startswith("-")), "") if at is not None else ""
-    if command == "run":
-        return shutdown_timeout_s + MARGIN_S
-    return SERVER_STOPS_S if command == "serve" else None
+    return shutdown_timeout_s + MARGIN_S if command in ("run", "serve") else None
 
 
 # PM2.

@@ -7,6 +7,7 @@ crumb holds strings and numbers alone, so that no argument, record, exception or
 
 from __future__ import annotations
 
+import re
 import threading
 from asyncio import _get_running_loop, current_task
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii as _quote
 from typing import Any, Final, cast
+from urllib.parse import unquote
 
 from tocsin.contained import contained
 from tocsin.exporter.breadcrumbs import MOST_CHARS, Kind
@@ -171,9 +173,15 @@ def _cut(text: str) -> str:
     return text if len(text) <= KEPT_CHARS else text[:KEPT_CHARS]
 
 
+_QUOTED: Final = re.compile("%3[adAD]")  # the signs that a key and its value have between them
+
+
 def _tidy(texts: list[str]) -> list[str]:
     """Scrubbed, cut, cleaned; texts without any secret are looked through in one go."""
     together = _SEAM.join(texts)
+    if "%3" in together:  # as an access log quotes a path, in which a secret would look like none
+        texts = [_QUOTED.sub(lambda match: unquote(match[0]), text) for text in texts]
+        together = _SEAM.join(texts)
     if scrub_text(together) != together:
         texts = [_scrubbed(text) for text in texts]
     return [text if len(text) <= MOST_CHARS and text.isprintable() else _shown(text) for text in texts]
