@@ -126,7 +126,7 @@ def _start(command: Sequence[str], plan: Mapping[str, str], environ: Mapping[str
         OSError: it cannot be run.
     """
     its = watch.Plan(plan)
-    its.folders = [folder for folder in its.folders if watch.is_usable(folder, its)]
+    its.folders = watch.first_usable(its)
     run, signals = watch.Run(its), watch.Signals.held()
     watch.start(run, command, its, signals, environ)
     return {"SPOOL": "\n".join(its.folders), "RUNNING": run.handed_over(), "SIGNALS": signals.handed_over()}
