@@ -100,7 +100,7 @@ KILLED = "shop ended without a word: likely killed (SIGKILL, or for want of memo
             {"words": words(stopping_ns=ENDED_NS + 1)},
             "stopped late",
             "medium",
-            "shop: stop ran out of time",
+            "shop: stop ran out of time after 0 s",
         ),
         (
             {"words": words(), "with_machine": True},

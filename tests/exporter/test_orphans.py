@@ -88,7 +88,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     ("code", "said", "how"),
     [
         (KILL, ["shop ended without a word: likely killed (SIGKILL, or for want of memory)"], "killed"),
-        (f"spool.life.note_stopping(time.time_ns()); {KILL}", ["shop: stop ran out of time"], "stopped late"),
+        (f"spool.life.note_stopping(time.time_ns()); {KILL}", ["shop: stop ran out of time after 0 s"], "stopped late"),
         ("spool.life.set_state(State.LEFT, 9); os._exit(9)", ["shop was left by os._exit(9)"], "left: 9"),
         ("spool.life.set_state(State.LEFT, 0); os._exit(0)", [], "left: 0"),
         ("spool.close(everything_stored=False)", [], "ended"),

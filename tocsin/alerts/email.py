@@ -241,8 +241,10 @@ async def connected(settings: Settings, timeout_s: float) -> AsyncIterator[SMTP]
         timeout=timeout_s,
         local_hostname=_own_name(),
     )
+    transports = []
     try:
         await smtp.connect()
+        transports.append(smtp.transport)
         if not server.is_tls:
             await _encrypt(smtp, server)
         if server.user and server.password:
@@ -251,7 +253,12 @@ async def connected(settings: Settings, timeout_s: float) -> AsyncIterator[SMTP]
         with contextlib.suppress(OSError, SMTPException):
             await smtp.quit(timeout=_GOODBYE_S)
     finally:
+        transports.append(smtp.transport)  # TLS has one of its own
         smtp.close()
+        for transport in transports:  # a close in good order would wait for the other side, which may never answer
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()
+        await asyncio.sleep(0)  # until they are gone
 
 
 async def _encrypt(smtp: SMTP, server: Server) -> None:

@@ -148,8 +148,9 @@ def _in_order(evidence: Evidence) -> Verdict:
 
 def _late(evidence: Evidence) -> Verdict:
     """It was asked to stop and killed before it had: no death, but somebody may want to give it more time."""
-    took_s = round(max(evidence.ended_ns - evidence.stop_ns, 0) / 1e9) if evidence.stop_ns else 0
-    said = f"{evidence.name}: stop ran out of time" + (f" after {took_s} s" if took_s else "")
+    said = f"{evidence.name}: stop ran out of time"
+    if evidence.stop_ns:
+        said += f" after {max(evidence.ended_ns - evidence.stop_ns, 0) / 1e9:.0f} s"
     return Verdict("stopped late", Severity.MEDIUM, said, "stop ran out of time")
 
 

@@ -44,6 +44,7 @@ IDLE_S = 1.0
 FIRST_LOOK_S = 1.0  # a program that starts has other things to do; its first error wakes the thread
 GATHER_S = 0.1  # after something was stored: what comes in the meantime is stored together
 STORM_S = 0.25
+STOPPING_S = 0.25  # between two signs of life of a process that may be killed soon: they tell how long it had
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 LONGEST_PAUSE_S = 60.0  # whatever a server asks for
 CHANGED_S = 10.0  # between two words of a process whose requests come and go
@@ -205,7 +206,7 @@ class Drain:
             else:
                 if self._has_stored:
                     self._ending.wait(GATHER_S)
-                self._signal.acquire(timeout=STORM_S if is_storming else min(IDLE_S, self._adopt_every_s))
+                self._signal.acquire(timeout=STORM_S if is_storming else min(self._idle_s(), self._adopt_every_s))
 
     def _is_over(self) -> bool:
         """Whether there is no time left for another try."""
@@ -219,8 +220,12 @@ class Drain:
     def _pause(self, seconds: float) -> None:
         """Wait, unless it is to end; this process goes on saying that it lives."""
         until = time.monotonic() + seconds
-        while (left_s := until - time.monotonic()) > 0 and not self._ending.wait(min(left_s, IDLE_S)):
+        while (left_s := until - time.monotonic()) > 0 and not self._ending.wait(min(left_s, self._idle_s())):
             self._note_life()
+
+    def _idle_s(self) -> float:
+        """How long there may be nothing to do."""
+        return STOPPING_S if self._spool is not None and self._spool.life.is_stopping else IDLE_S
 
     def _note_life(self) -> None:
         if self._spool is not None:

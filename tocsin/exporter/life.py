@@ -74,6 +74,11 @@ class Life:
         self._cells[MEMORY] = memory_bytes
         self._cells[SEEN] = now_ns
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether somebody has asked for the end."""
+        return self._cells[STOPPING] > 0
+
     def note_stopping(self, now_ns: int) -> None:
         """Somebody has asked for the end; the first time counts."""
         if not self._cells[STOPPING]:

@@ -21,14 +21,14 @@ from tocsin.exporter.raw import qualname_of
 from tocsin.exporter.scrub import MASK
 from tocsin.instrumentation import crumbs, state
 from tocsin.instrumentation.imports import after_import
-from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.patches import Layer, Patches
 
 Function = Callable[..., Any]
 
 _ON_CONNECTION: Final = "_tocsin_call"
 _DEFAULT_PORTS: Final = (None, 80, 443)
 
-_patches: dict[str, list[Patch]] = {}
+_patches = Patches()
 
 
 class _Under(threading.local):
@@ -71,40 +71,25 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put back what `install` found."""
-    for patches in _patches.values():
-        for patch in patches:
-            patch.uninstall()
+    _patches.uninstall()
 
 
 def _patch_http_client(module: ModuleType) -> None:
-    kind = module.HTTPConnection
-    _put(
-        module,
-        Patch(kind, "putrequest", _putrequest),
-        Patch(kind, "endheaders", _endheaders),
-        Patch(kind, "getresponse", _getresponse),
-    )
+    for name, make in (("putrequest", _putrequest), ("endheaders", _endheaders), ("getresponse", _getresponse)):
+        _patches.install(module.HTTPConnection, name, make)
 
 
 def _patch_urllib3(module: ModuleType) -> None:
-    _put(module, Patch(module.HTTPConnectionPool, "urlopen", _urlopen))
+    _patches.install(module.HTTPConnectionPool, "urlopen", _urlopen)
 
 
 def _patch_httpx(module: ModuleType) -> None:
-    _put(
-        module,
-        Patch(module.HTTPTransport, "handle_request", _handle_request),
-        Patch(module.AsyncHTTPTransport, "handle_async_request", _handle_async_request),
-    )
+    _patches.install(module.HTTPTransport, "handle_request", _handle_request)
+    _patches.install(module.AsyncHTTPTransport, "handle_async_request", _handle_async_request)
 
 
 def _patch_aiohttp(module: ModuleType) -> None:
-    _put(module, Patch(module.ClientSession, "_request", _request))
-
-
-def _put(module: ModuleType, *patches: Patch) -> None:
-    for patch in _patches.setdefault(module.__name__, list(patches)):
-        patch.install()
+    _patches.install(module.ClientSession, "_request", _request)
 
 
 def _begin(layer: Layer, make: Callable[[], _Call]) -> _Call | None:

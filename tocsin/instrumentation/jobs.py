@@ -21,14 +21,14 @@ from tocsin.instrumentation import state
 from tocsin.instrumentation.capture import Capture
 from tocsin.instrumentation.context import current_facts
 from tocsin.instrumentation.imports import after_import
-from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.patches import Layer, Patches
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
 _UID: Final = "tocsin"
 _MEANT: Final = "_tocsin_meant"
 _OUTER: Final = "_tocsin_outer"
-_patches: dict[tuple[Any, str], Patch] = {}
+_patches = Patches()
 
 
 def install() -> None:
@@ -39,16 +39,10 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put back what was found, where nobody has hooked in on top of us since."""
-    for patch in _patches.values():
-        patch.uninstall()
-    _patches.clear()
+    _patches.uninstall()
     if (signals := sys.modules.get("celery.signals")) is not None:
         for name in _RECEIVERS:
             getattr(signals, name).disconnect(dispatch_uid=_UID)
-
-
-def _patch(owner: Any, name: str, make: Callable[[Layer], Callable[..., Any]]) -> None:
-    _patches.setdefault((owner, name), Patch(owner, name, make)).install()
 
 
 def _how_it_ended(status: int) -> str:
@@ -291,17 +285,17 @@ def _note_killed(job: Any, status: int | None) -> None:
 
 def _patch_rq(module: ModuleType) -> None:
     kind = module.BaseWorker if hasattr(module, "BaseWorker") else module.Worker
-    _patch(kind, "perform_job", _performed)
-    _patch(kind, "main_work_horse", _worked)
-    _patch(kind, "handle_exception", _excepted)
-    _patch(kind, "handle_work_horse_killed", _killed)
+    _patches.install(kind, "perform_job", _performed)
+    _patches.install(kind, "main_work_horse", _worked)
+    _patches.install(kind, "handle_exception", _excepted)
+    _patches.install(kind, "handle_work_horse_killed", _killed)
     if hasattr(kind, "handle_job_retry"):
-        _patch(kind, "handle_job_retry", _retried)
+        _patches.install(kind, "handle_job_retry", _retried)
 
 
 def _patch_pool(module: ModuleType) -> None:
-    _patch(module.Pool, "_join_exited_workers", _joined)
-    _patch(module.TimeoutHandler, "_trywaitkill", _ended)
+    _patches.install(module.Pool, "_join_exited_workers", _joined)
+    _patches.install(module.TimeoutHandler, "_trywaitkill", _ended)
 
 
 _PLACES: Final[dict[str, Callable[[ModuleType], None]]] = {

@@ -67,6 +67,23 @@ class Patch:
             setattr(self.owner, self.name, layer.before)
 
 
+class Patches:
+    """The patches of one file: put in place one by one as modules are imported, taken out together."""
+
+    def __init__(self) -> None:
+        self._all: dict[tuple[Any, str], Patch] = {}
+
+    def install(self, owner: Any, name: str, make: Callable[[Layer], Callable[..., Any]]) -> None:
+        """Stand before a function; harmless when called twice."""
+        self._all.setdefault((owner, name), Patch(owner, name, make)).install()
+
+    def uninstall(self) -> None:
+        """Put back what was found, where nobody stands on top."""
+        for patch in self._all.values():
+            patch.uninstall()
+        self._all.clear()
+
+
 def layer_of(function: object) -> Layer | None:
     """The layer that a function is, if it is one of ours."""
     found = vars(function).get(_LAYER) if type(function) is FunctionType else None

@@ -19,7 +19,7 @@ from tocsin.exporter.raw import traceback_of
 from tocsin.instrumentation import state
 from tocsin.instrumentation.context import carried_by, run_as
 from tocsin.instrumentation.imports import after_import
-from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.patches import Layer, Patch, Patches
 from tocsin.instrumentation.state import Sighting
 
 
@@ -35,22 +35,15 @@ def install() -> None:
 def uninstall() -> None:
     """Put back what was found, where nobody has hooked in on top of us since."""
     global _at_end
-    for patch in (*_PATCHES, *_late_patches):
+    for patch in _PATCHES:
         patch.uninstall()
-    _late_patches.clear()
+    _late_patches.uninstall()
     if _at_end is not None:
         _at_end.call.cancel()
         _at_end = None
 
 
-_late_patches: list[Patch] = []
-"""Of modules that most programs never import."""
-
-
-def _install_late(patch: Patch) -> None:
-    if not any((one.owner, one.name) == (patch.owner, patch.name) for one in _late_patches):
-        _late_patches.append(patch)
-        patch.install()
+_late_patches = Patches()
 
 
 # Futures
@@ -138,7 +131,7 @@ def _note_unread(exc: object, pool: str) -> None:
 
 def _patch_pool(module: ModuleType) -> None:
     for kind in (module.ApplyResult, module.MapResult):
-        _install_late(Patch(kind, "_set", partial(_failing_result, _unread_result(kind))))
+        _late_patches.install(kind, "_set", partial(_failing_result, _unread_result(kind)))
 
 
 def _unread_result(kind: Any) -> Any:
@@ -225,7 +218,7 @@ class _Ticket:
 
 
 def _patch_start(module: ModuleType) -> None:
-    _install_late(Patch(module.BaseProcess, "start", _giving_ticket))
+    _late_patches.install(module.BaseProcess, "start", _giving_ticket)
 
 
 def _giving_ticket(layer: Layer) -> Any:

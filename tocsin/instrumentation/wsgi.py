@@ -31,7 +31,7 @@ from tocsin.instrumentation.context import (
     route_of,
 )
 from tocsin.instrumentation.imports import after_import
-from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.patches import Layer, Patches
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
 
@@ -193,7 +193,7 @@ def _note_unhandled(exc: BaseException | None) -> None:
 # Where the layer is put, and the hooks of the frameworks.
 
 _UID: Final = "tocsin"
-_patches: dict[tuple[Any, str], Patch] = {}
+_patches = Patches()
 
 
 def install() -> None:
@@ -204,17 +204,11 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put back what was found, where nobody has hooked in on top of us since."""
-    for patch in _patches.values():
-        patch.uninstall()
-    _patches.clear()
+    _patches.uninstall()
     if (flask := sys.modules.get("flask.signals")) is not None:
         flask.got_request_exception.disconnect(_flask_fails)
     if (django := sys.modules.get("django.core.signals")) is not None:
         django.got_request_exception.disconnect(dispatch_uid=_UID)
-
-
-def _patch(owner: Any, name: str, make: Callable[[Layer], Callable[..., Any]]) -> None:
-    _patches.setdefault((owner, name), Patch(owner, name, make)).install()
 
 
 def _called(layer: Layer) -> Callable[..., Any]:
@@ -414,27 +408,27 @@ def _called_async(layer: Layer) -> Callable[..., Any]:
 
 
 _PLACES: Final[dict[str, Callable[[ModuleType], None]]] = {
-    "gunicorn.workers.base": lambda module: _patch(module.Worker, "handle_abort", _aborted),
-    "gunicorn.workers.sync": lambda module: _patch(module.SyncWorker, "load_wsgi", _loaded),
-    "gunicorn.workers.gthread": lambda module: _patch(module.ThreadWorker, "load_wsgi", _loaded),
-    "gunicorn.workers.base_async": lambda module: _patch(module.AsyncWorker, "load_wsgi", _loaded),
-    "wsgiref.handlers": lambda module: _patch(module.BaseHandler, "run", _run),
-    "werkzeug.serving": lambda module: _patch(module.BaseWSGIServer, "__init__", _made),
+    "gunicorn.workers.base": lambda module: _patches.install(module.Worker, "handle_abort", _aborted),
+    "gunicorn.workers.sync": lambda module: _patches.install(module.SyncWorker, "load_wsgi", _loaded),
+    "gunicorn.workers.gthread": lambda module: _patches.install(module.ThreadWorker, "load_wsgi", _loaded),
+    "gunicorn.workers.base_async": lambda module: _patches.install(module.AsyncWorker, "load_wsgi", _loaded),
+    "wsgiref.handlers": lambda module: _patches.install(module.BaseHandler, "run", _run),
+    "werkzeug.serving": lambda module: _patches.install(module.BaseWSGIServer, "__init__", _made),
     "flask.app": lambda module: _patch_flask(module.Flask),
     "flask.signals": _hook_flask_signals,
     "django.core.signals": _hook_django_signals,
-    "django.core.handlers.wsgi": lambda module: _patch(module.WSGIHandler, "__call__", _called),
-    "django.core.handlers.asgi": lambda module: _patch(module.ASGIHandler, "__call__", _called_async),
+    "django.core.handlers.wsgi": lambda module: _patches.install(module.WSGIHandler, "__call__", _called),
+    "django.core.handlers.asgi": lambda module: _patches.install(module.ASGIHandler, "__call__", _called_async),
     "django.core.handlers.base": lambda module: _patch_django(module.BaseHandler),
-    "django.core.handlers.exception": lambda module: _patch(module, "response_for_exception", _responded),
+    "django.core.handlers.exception": lambda module: _patches.install(module, "response_for_exception", _responded),
 }
 
 
 def _patch_flask(kind: Any) -> None:
-    _patch(kind, "__call__", _called)
-    _patch(kind, "_find_error_handler", _found_handler)
+    _patches.install(kind, "__call__", _called)
+    _patches.install(kind, "_find_error_handler", _found_handler)
 
 
 def _patch_django(kind: Any) -> None:
-    _patch(kind, "resolve_request", _resolved)
-    _patch(kind, "process_exception_by_middleware", _processed)
+    _patches.install(kind, "resolve_request", _resolved)
+    _patches.install(kind, "process_exception_by_middleware", _processed)
