@@ -75,12 +75,17 @@ def test_who_has_enabled_it_keeps_it(sqlite_url: str, tmp_path: Path, program: s
 def test_a_program_that_ends_in_order_leaves_nothing(sqlite_url: str, tmp_path: Path) -> None:
     program = """
 assert files() == [".fault", ".live", ".seg"], files()
-descriptors = len(os.listdir("/proc/self/fd"))
+
+def descriptors():
+    "But for what a thread has open for a moment."
+    return min(len(os.listdir("/proc/self/fd")) for _ in range(100))
+
+before = descriptors()
 for _ in range(3):
     tocsin.init(service="other")
     tocsin.init(service="shop")
 assert files() == [".fault", ".live", ".seg"], files()
-assert len(os.listdir("/proc/self/fd")) == descriptors
+assert descriptors() == before
 tocsin.shutdown()
 assert not faulthandler.is_enabled()
 assert files() == []
