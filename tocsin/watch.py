@@ -52,6 +52,8 @@ _MORE_S = 5.0  # beyond the time that the program gives itself to stop
 _PIPE_BYTES = 2**20  # the most that a pipe may hold: what the dead program wrote is not more
 _COMMAND_CHARS = 2000
 _PR_SET_PDEATHSIG = 1
+_TURN_S = 2.0  # for the sentinel to have its turn, on a machine that has none to spare
+_IN_TURN = 255  # what it says then; no signal has this number
 _OF_ITS_NUMBER = ("LISTEN_PID", "WATCHDOG_PID")
 
 
@@ -492,7 +494,8 @@ class Sentinel:
             for number in FORWARDED:
                 signal.signal(number, hear)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-            os.read(life, 1)  # until nobody holds the other end: we are gone
+            while os.read(life, 1):  # until nobody holds the other end: we are gone
+                hear(_IN_TURN, None)
         finally:
             os._exit(0)
 
@@ -509,6 +512,17 @@ class Sentinel:
         except OSError:
             return True  # it has ended
         began = time.monotonic()
+        if self._is_said(number, began, began + _SAME_S):
+            return True
+        # On a busy machine it may not have had its turn yet; what came before the question is said before the answer.
+        if not self._pid or not self._asks():
+            return False
+        is_told = self._is_said(number, began, time.monotonic() + _TURN_S, _IN_TURN)
+        self._heard = [one for one in self._heard if one[0] != _IN_TURN]
+        return is_told
+
+    def _is_said(self, number: int, began: float, until: float, or_else: int = 0) -> bool:
+        """Wait until a signal is heard of; no longer than until the other word is."""
         poll = select.poll()
         poll.register(self._words, select.POLLIN)
         while True:
@@ -517,9 +531,16 @@ class Sentinel:
                 if one[0] == number:
                     self._heard.remove(one)  # each goes for one of ours
                     return True
-            left = began + _SAME_S - time.monotonic()
-            if left <= 0 or not self._pid or not poll.poll(left * 1000):
+            left = until - time.monotonic()
+            is_answered = any(one[0] == or_else for one in self._heard)
+            if is_answered or left <= 0 or not self._pid or not poll.poll(left * 1000):
                 return False
+
+    def _asks(self) -> bool:
+        try:
+            return os.write(self._life, b"?") == 1
+        except OSError:  # it has just been killed
+            return False
 
     def _hear(self, since: float) -> None:
         """Read its words; those from before are of no use."""

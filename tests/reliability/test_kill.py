@@ -124,7 +124,7 @@ def ids_in(connection: Connection) -> set[str]:
 
 @pytest.mark.parametrize("seed", range(1))
 def test_what_capture_returned_from_survives_kill_9(database_url: str, tmp_path: Path, seed: int) -> None:
-    _kill_many_times(database_url, tmp_path, rounds=5, seed=seed)
+    _kill_many_times(database_url, tmp_path, rounds=3, seed=seed)
 
 
 @pytest.mark.gate

@@ -246,7 +246,7 @@ def active_requests(shop: Shop) -> int:
 
 
 RESTARTS = [
-    pytest.param(3, {1: 2.0}, id="short"),
+    pytest.param(2, {1: 2.0}, id="short"),
     pytest.param(20, {4: 10.0, 9: 10.0, 14: 10.0}, id="long", marks=pytest.mark.gate),
 ]
 
