@@ -59,7 +59,7 @@ app = Starlette(routes=[
 """
 
 _UP_S = 30
-_PACE_S = 0.01
+_PACE_S = 0.03
 
 
 class Shop:
