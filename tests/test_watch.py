@@ -779,6 +779,7 @@ DIES_TWICE = AT_A_TERMINAL.format(
 )
 
 
+@pytest.mark.gate  # the short form is a row of `tests/reliability/ways.py`
 def test_a_program_that_dies_at_a_terminal_is_started_again_more_and_more_slowly(
     tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -849,6 +850,7 @@ while is_first:
 """
 
 
+@pytest.mark.gate  # the short form is a row of `tests/reliability/ways.py`
 def test_a_program_that_takes_too_much_memory_is_stopped_and_started_again(tmp_path: Path, sqlite_url: str) -> None:
     """Its processes count; where somebody else restarts what dies, too; and it is no death."""
     (tmp_path / "grow.py").write_text(GROWING)

@@ -529,7 +529,8 @@ class Sentinel:
             self._hear(began - _SAME_S)
             for one in self._heard:
                 if one[0] == number:
-                    self._heard.remove(one)  # each goes for one of ours
+                    if number not in signal.sigpending():  # two that come close together are one to the sentinel
+                        self._heard.remove(one)  # each goes for one of ours
                     return True
             left = until - time.monotonic()
             is_answered = any(one[0] == or_else for one in self._heard)
