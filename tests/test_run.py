@@ -265,8 +265,12 @@ app = FastAPI(lifespan=lifespan)
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(LIFESPAN, "RuntimeError"), ("import no_such_module_of_ours\n", "ModuleNotFoundError"), ("x = (", "SyntaxError")],
-    ids=["lifespan", "import", "syntax"],
+    [
+        pytest.param(LIFESPAN, "RuntimeError", id="lifespan"),
+        # The rest of its rows: `tests/reliability/ways.py`
+        pytest.param("import no_such_module_of_ours\n", "ModuleNotFoundError", id="import", marks=pytest.mark.gate),
+        pytest.param("x = (", "SyntaxError", id="syntax", marks=pytest.mark.gate),
+    ],
 )
 def test_a_service_that_cannot_start_says_why_and_ends_as_ever(
     code: str, kind: str, tmp_path: Path, sqlite_url: str

@@ -52,7 +52,8 @@ def run(program: Program, folder: Path, url: str) -> End:
     with ExitStack() as parts:
         for part in filter(None, [_PARTS.get(program.needs)]):
             environ |= parts.enter_context(part(folder))
-        running = Running(program, folder / program.name, environ)
+        # A home of its own: gunicorn has a socket there.
+        running = Running(program, folder / program.name, environ | {"HOME": str(folder / program.name)})
         try:
             if program.play is not None:
                 program.play(running)
