@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import threading
@@ -152,7 +153,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     failures.clear()
     tocsin.init(service="shop", environment="test", release="r1", database_url=AWAY, spool_dir=str(tmp_path / "spool"))
+    gc.freeze()  # what earlier tests have left is not looked through again and again, on a case's time
     yield tmp_path
+    gc.unfreeze()
     tocsin.shutdown()
 
 
