@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +162,27 @@ def test_the_text_is_that_of_traceback(function: Callable[[], None], catch: Catc
 
     assert text_of(exc) == expected
     assert text_of(catch(function)) == expected
+
+
+# What may stand around a call that fails; `traceback` marks each in a way of its own.
+LINES = [
+    *("fail()", "x = fail()", "return fail() or 1", "print('é', fail())", "x = 'é'; fail()", "fail() # - note"),
+    *("fail()  ", "fail(\n    )", "fail(  )\n", "x = (1, \t fail())", "raise fail()", "fail.missing", "-fail"),
+    *("fail() + 1", "1 - fail()", "[fail()]", "[1][fail()]", "{}['a'] if fail() else 1", "x = [fail() for _ in '1']"),
+    *("raise ValueError", "raise ValueError('-')", "assert not fail", "del x", "fail ()", "x: int = fail()"),
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("before", ["    ", "\t", "    if True: "], ids=["spaces", "tab", "same line"])
+def test_a_line_is_marked_as_by_traceback(line: str, before: str, catch: Catch, tmp_path: Path) -> None:
+    file = tmp_path / "lines.py"
+    file.write_text(f"def fail():\n    raise ValueError\n\ndef work():\n{before}{line}")
+    found: dict[str, Callable[[], None]] = {}
+    exec(compile(file.read_text(), str(file), "exec"), found)
+    exc = catch(found["work"])
+
+    assert text_of(exc) == "".join(traceback.format_exception(exc))
 
 
 def test_a_hint_belongs_to_its_message(catch: Catch) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import linecache
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -192,7 +193,8 @@ def _text_of(entry: TracebackType) -> str:
     file, name = _exact(code.co_filename), _exact(code.co_name)
     try:
         if is_readable(file):
-            return "".join(traceback.StackSummary.from_list([_summary(entry)]).format())
+            summary = _summary(entry)
+            return _shown(summary) or "".join(traceback.StackSummary.from_list([summary]).format())
     except BaseException as problem:  # of a loader, or for a name that is none
         pass_on(problem)
     return f'  File "{file}", line {entry.tb_lineno}, in {name}\n'
@@ -217,6 +219,34 @@ def _summary(entry: TracebackType) -> traceback.FrameSummary:
         colno=position[2],
         end_colno=position[3],
     )
+
+
+def _shown(summary: traceback.FrameSummary) -> str:
+    """
+    A frame as `traceback` formats it, which parses each line for an operator to mark, and is that slow.
+
+    Returns:
+        Nothing where it is no line of the plain kind, in which the marks are one row.
+    """
+    line = linecache.getline(summary.filename, summary.lineno or 0)
+    said = line.strip()
+    start, end, before = summary.colno, summary.end_colno, line.find(said)
+    if (
+        start is None
+        or end is None
+        or summary.end_lineno != summary.lineno
+        or not before <= start < end <= before + len(said)
+        or len(line) != before + len(said) + 1
+        or not line.isascii()
+        or _MARKED_APART.search(line, start, end)
+    ):
+        return ""
+    marks = f"{' ' * (4 + start - before)}{'^' * (end - start)}\n" if end - start < len(said) else ""
+    return f'  File "{summary.filename}", line {summary.lineno}, in {summary.name}\n    {said}\n{marks}'
+
+
+# Operators and brackets; from 3.13 on also calls, so that hardly any line is left.
+_MARKED_APART: Final = re.compile(r"[-+*/%@<>&|^\[]" if sys.version_info < (3, 13) else "")
 
 
 _SEAM: Final = "\n\0\n"
