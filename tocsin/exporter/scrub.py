@@ -225,7 +225,7 @@ def _scrub_once(text: str) -> str:
             if trigger in low:
                 text = rule.scrub(text)
                 break
-    if _DIGITS.search(text) is not None:
+    if _FOUR_DIGITS.search(low) is not None and _DIGITS.search(text) is not None:
         text = _CARD.sub(_mask_card, text)
     return text
 
@@ -384,6 +384,7 @@ _CARD = re.compile(
     r"|(?<![\w.])3[47]\d\d[ -]?\d{6}[ -]?\d{5}(?!\w|\.\d)"
 )
 _DIGITS = re.compile("[2-6][0-9]{3}[ -]?[0-9]{4}")
+_FOUR_DIGITS = re.compile("[2-6][0-9]{3}")  # no white space reaches into them: also in words that stand once
 
 
 def _mask_card(match: re.Match[str]) -> str:

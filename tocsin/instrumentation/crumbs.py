@@ -115,23 +115,24 @@ def _tell(crumbs: list[Crumb]) -> list[str]:
     told = list(map(_known.get, crumbs))
     places = [place for place, one in enumerate(told) if one is None]
     if places:
-        new = [crumbs[place] for place in places]
-        texts = iter(_tidy([text for crumb in new for text in crumb[4:]]))
+        # Loggers and hosts come again and again.
+        texts = list(dict.fromkeys(text for place in places for text in crumbs[place][4:]))
+        tidy = dict(zip(texts, _tidy(texts), strict=True))
         make_room(_known, _MOST_KNOWN)
-        for place, crumb in zip(places, new, strict=True):
-            one = told[place] = _TOLD[crumb[1]](crumb, [next(texts) for _ in crumb[4:]])
+        for place in places:
+            crumb = crumbs[place]
+            one = told[place] = _TOLD[crumb[1]](crumb, [tidy[text] for text in crumb[4:]])
             _known[crumb] = one
     return cast("list[str]", told)
 
 
 def _fitting(told: list[str]) -> str:
-    left = MAX_BYTES
-    for place, one in enumerate(reversed(told)):
-        left -= len(one) + 1
-        if left < 0:
-            told = told[len(told) - place :]
-            break
-    return f"[{','.join(told)}]"
+    left = MAX_BYTES - sum(map(len, told)) - len(told)
+    at = 0
+    while left < 0:
+        left += len(told[at]) + 1
+        at += 1
+    return f"[{','.join(told[at:])}]"
 
 
 def _trail() -> deque[Crumb]:
