@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 """The schema that this code works with: the newest revision in ``store/migrations``. Revisions sort by age."""
 
 
@@ -144,13 +144,82 @@ class Instance:
     active_requests: int | None = None
     is_shutting_down: bool = False
     spool_bytes: int | None = None
+    loop_lag_ms: int | None = None  #         the longest that its event loop kept others waiting lately
+    memory_limit_bytes: int | None = None  #  at which it is ended: by its cgroup, its machine or `--max-memory`
+    memory_trend: int | None = None  #        bytes that it grows by in an hour, as it has gone lately
     lost: int = 0  #                  errors that only were counted, since the spool was full
     is_alive: bool = True  #         False for one whose spool somebody else has taken over
     ended_at: datetime | None = None
     ended_how: str | None = None
 
 
-Entry = ErrorRecord | Amendment | Repeats
+@dataclass(slots=True, kw_only=True)
+class Recovery:
+    """What an error told of is over, as tocsin sees by itself: its group is resolved, and who heard hears that too."""
+
+    error_id: str
+    timestamp: datetime  #      UTC, since when
+    message: str  #             "redis answers again after 42 s"
+    is_shipped: bool = False  # came by HTTP, maybe before its error
+
+
+Entry = ErrorRecord | Amendment | Repeats | Recovery
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A piece of a user's work that failed after its retries, kept for a person: a row of ``jobs``."""
+
+    id: str  #                    UUIDv7, made when it failed: the store takes an id once
+    failed_at: datetime  #        UTC
+    function: str  #              its import path: "shop.leads:Pusher.push"
+    file: str | None  #           where it was defined: a script has no import path
+    folder: str | None  #         the working folder of the service
+    arguments: dict[str, Any]  #  {"args": […], "kwargs": {…}}, JSON, scrubbed and bounded
+    changed: list[str]  #         what scrubbing or shortening has changed: ["args.0", "kwargs.token"]
+    attempts: list[dict[str, Any]]  # [{"at": ISO 8601, "type", "message", "ms"}], the last tries
+    tries: int
+    service: str
+    environment: str
+    release: str | None = None
+    category: str | None = None
+    exception_type: str | None = None
+    message: str = ""
+    error_id: str | None = None
+    instance_id: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Beat:
+    """A sign of life of something that runs on a schedule: into its row of ``beats``."""
+
+    name: str
+    timestamp: datetime  #             UTC
+    environment: str
+    service: str | None = None
+    every_s: float | None = None  #    None: as it was said before
+    grace_s: float | None = None
+    is_ok: bool = True  #              False: it ran, and failed
+    took_s: float | None = None
+    message: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class DependencyState:
+    """How something stands that a service needs, when that changes: a row of ``dependencies`` for each process."""
+
+    name: str
+    is_away: bool
+    is_optional: bool
+    since: datetime
+    service: str
+    environment: str
+    instance_id: str
+    problem: str = ""
+
+
+Fact = Job | Beat | DependencyState
+"""What a process tells besides errors; none of them is counted, each makes or refreshes a row."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,6 +229,7 @@ class Batch:
     entries: list[Entry]
     instance: Instance | None = None  # whose segment it was; its row is made or refreshed
     instances: list[Instance] = field(default_factory=list)  # others that have told how they are
+    facts: list[Fact] = field(default_factory=list)
     segment: str | None = None  #       the spool segment that the entries were read from …
     start: int = 0  #                   … from which byte, which is how far it was stored before …
     position: int = 0  #                … and up to which; stored in the same transaction

@@ -351,6 +351,13 @@ class Settings:
     categories: tuple[tuple[str, str, str], ...] = _setting(
         (), _categories, "own categories: billing=module:shop.billing,stripe=host:api.stripe.com"
     )
+    locals: bool = _setting(False, _switch, "keep the local variables of your own frames with each error, scrubbed")
+    loop_blocked_s: float = _setting(
+        1.0, _number(0, 3600, "seconds"), "an event loop that is blocked for so long is an error; 0: never"
+    )
+    memory_warn_percent: int = _setting(
+        80, _whole(0, 100, "percent"), "of its limit, from which a service's memory is an error; 0: never"
+    )
     shutdown_timeout_s: float = _setting(
         30.0, _number(0, 3600, "seconds"), "how long a stop waits for requests under way, seconds"
     )
@@ -386,6 +393,9 @@ class Settings:
         ("!development", "!test"), _environments, "environments that ring: names, * for all, !name for all but it"
     )
     check_interval_s: float = _setting(5.0, _number(0.1, 3600, "seconds"), "how often rules that wait for time look")
+    silent_after_s: float = _setting(
+        60.0, _number(5, 86_400, "seconds"), "a process that says nothing for so long, and no goodbye, is an error"
+    )
     fold_above: int = _setting(
         10, _whole(1, 1000, "groups"), "more new groups than this within 30 s become one message"
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from tests.alerts.samples import plain_settings
 from tests.conftest import ErrorFactory
 from tocsin import clock
 from tocsin.alerts.limits import Limits
 from tocsin.alerts.look import Looked, look
 from tocsin.lifecycle import Trigger
-from tocsin.model import Amendment, Batch, ErrorRecord, Severity
+from tocsin.model import Amendment, Batch, ErrorRecord, Recovery, Severity
 from tocsin.store import Store, alerts, errors, groups
 
 CHATS = [("telegram", "17"), ("telegram", "18")]
@@ -67,6 +69,68 @@ async def test_what_has_become_graver_waits_for_nothing(store: Store, error: Err
     await put(store, error(severity=Severity.CRITICAL), Amendment(error_id=seen.id, severity=Severity.HIGH))
 
     assert sorted((await have_a_look(store, Limits())).rung) == [(1, "critical"), (2, "new")]
+
+
+def over(error: ErrorRecord, message: str = "redis answers again") -> Recovery:
+    return Recovery(error_id=error.id, timestamp=clock.now(), message=message)
+
+
+async def test_who_heard_of_it_hears_that_it_is_over_once(store: Store, error: ErrorFactory) -> None:
+    """A new message, since an edit makes no sound; the first one is brought up to date as well."""
+    away = error()
+    await put(store, away)
+    await have_a_look(store)
+    await put(store, over(away))
+    looked = await have_a_look(store)
+    await put(store, over(away))
+
+    assert (looked.rung, looked.edits) == ([(1, "recovered")], 1)
+    assert (await have_a_look(store)).groups == 0
+    group = await store.read(groups.by_number, 1)
+    assert (group.status, group.resolved_by) == ("resolved", "tocsin")
+    act = await store.read(alerts.last_act, group)
+    assert act is not None and act.detail == "redis answers again"
+
+
+async def test_what_was_over_before_anybody_looked_rings_nobody(store: Store, error: ErrorFactory) -> None:
+    away = error()
+    await put(store, away, over(away))
+
+    assert (await have_a_look(store)).rung == []
+
+
+async def test_it_rings_again_when_it_is_back(store: Store, error: ErrorFactory) -> None:
+    first = error()
+    await put(store, first)
+    await have_a_look(store)
+    await put(store, over(first))
+    await have_a_look(store)
+    await put(store, error(timestamp=clock.now()))
+
+    assert (await have_a_look(store)).rung == [(1, "regressed")]
+
+
+@pytest.mark.parametrize("trigger", [Trigger.MUTE, Trigger.IGNORE, Trigger.RESOLVE])
+async def test_what_a_person_has_said_goes_further(trigger: Trigger, store: Store, error: ErrorFactory) -> None:
+    away = error()
+    await put(store, away)
+    await have_a_look(store)
+    acted = await store.write(groups.act, 1, trigger, by="@anna", via="api")
+    await have_a_look(store)
+    await put(store, over(away))
+
+    assert (await have_a_look(store)).rung == []
+    assert (await store.read(groups.by_number, 1)).status == acted.group.status
+
+
+async def test_what_has_happened_since_keeps_it_open(store: Store, error: ErrorFactory) -> None:
+    """Another process still does without it."""
+    away = error()
+    recovery = over(away)
+    await put(store, away, error(timestamp=clock.now()))
+    await put(store, recovery)
+
+    assert (await store.read(groups.by_number, 1)).status == "open"
 
 
 async def test_two_leaders_that_look_at_once_ring_once(store: Store, error: ErrorFactory) -> None:

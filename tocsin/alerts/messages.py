@@ -22,7 +22,7 @@ from tocsin.lifecycle import Status
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.store.alerts import ErrorSeen, Overview, Subject
-from tocsin.store.audit import Entry
+from tocsin.store.audit import BY_ITSELF, Entry
 from tocsin.store.groups import Group
 from tocsin.text import clean, one_line
 
@@ -145,6 +145,9 @@ def _single(subject: Subject, settings: Settings, texts: Texts, now: datetime) -
         page.line(texts("alert.may_repeat"))
     describe(page, group, subject.error, settings=settings, now=now)
     news = status_line(group, subject.act, settings, texts, now)
+    if subject.act is not None and subject.act.actor == BY_ITSELF and subject.act.detail:
+        page.line()
+        page.line(code(subject.act.detail, 300))
     if news:
         page.line()
         page.line(news)

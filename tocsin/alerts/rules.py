@@ -27,6 +27,7 @@ class Reason(StrEnum):
     REGRESSED = "regressed"
     CRITICAL = "critical"  #  it rang before, as something lesser
     UNMUTED = "unmuted"
+    RECOVERED = "recovered"  # it is over, as tocsin saw by itself: whoever heard of it hears that too
     FOLD = "fold"  #          many at once, in one message
     TEST = "test"
 
@@ -72,12 +73,21 @@ def decide(group: Group, last: LastAlert | None, settings: Settings) -> Decision
         group: with its mark, as it stands in the transaction that clears the mark.
         last: what was said last about it.
     """
+    if group.mark == Mark.RECOVERED:
+        return _recovered(group, last)
     reason = _reason(group, last)
     if reason is not None and settings.rings_in(group.environment):
         return Decision(ring=reason)
     if last is None:
         return Decision()
     return Decision(edit=Edit.SOON if group.mark == Mark.SEEN else Edit.AT_ONCE)
+
+
+def _recovered(group: Group, last: LastAlert | None) -> Decision:
+    if last is None or last.reason == Reason.RECOVERED:
+        return Decision()
+    is_over = group.status == Status.RESOLVED and last.fold_id is None  # a fold says itself what is solved
+    return Decision(ring=Reason.RECOVERED if is_over else None, edit=Edit.AT_ONCE)
 
 
 def _reason(group: Group, last: LastAlert | None) -> Reason | None:

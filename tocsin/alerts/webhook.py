@@ -9,7 +9,7 @@ A POST with ``Content-Type: application/json`` and the header ``Idempotency-Key`
       "event": "alert",        alert: it rings · changed: somebody acted, or a fold has grown · test
       "id": "0190c1…",         of the delivery: what is said later about the same alert has the same
       "alert_id": "0190c0…",
-      "reason": "new",         new, regressed, critical, unmuted, fold, test
+      "reason": "new",         new, regressed, critical, unmuted, recovered, fold, test
       "severity": "critical",
       "text": "🔴 CRITICAL #42 new\\n…",   as a chat shows it, in TOCSIN_LANGUAGE
       "may_repeat": false,     an earlier attempt may have arrived

@@ -19,7 +19,7 @@ from tocsin.exporter.spool import Line
 from tocsin.exporter.throttle import Throttle
 from tocsin.failures import Overtaken, StoreAway
 from tocsin.loading import loading
-from tocsin.model import Batch, Entry, ErrorRecord, Instance, Stored
+from tocsin.model import Batch, Entry, ErrorRecord, Fact, Instance, Stored
 from tocsin.settings import Settings
 from tocsin.text import clean, one_line
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CLOCK_EVERY_S = 60.0
 
-_Decoded = tuple[Line, Entry | Instance | None]
+_Decoded = tuple[Line, Entry | Fact | Instance | None]
 
 
 class Database:
@@ -121,7 +121,7 @@ class Database:
             self._next_clock = time.monotonic() + CLOCK_EVERY_S
         return self._store
 
-    def _decode(self, line: Line, source: decoding.Source) -> Entry | Instance | None:
+    def _decode(self, line: Line, source: decoding.Source) -> Entry | Fact | Instance | None:
         try:
             if line.content is None:
                 raise ValueError("the line cannot be read")
@@ -144,7 +144,7 @@ class Database:
         store = self._ready()
         found = [entry for _, entry in decoded if entry is not None]
         sifted = self._throttle.sift(
-            [entry for entry in found if not isinstance(entry, Instance)],
+            [entry for entry in found if not isinstance(entry, Instance | Fact)],
             time.monotonic(),
             lambda group_ids: store.read_now(errors.known_groups, group_ids),
         )
@@ -152,6 +152,7 @@ class Database:
             entries=sifted.entries,
             instance=portion.instance,
             instances=[entry for entry in found if isinstance(entry, Instance)],
+            facts=[entry for entry in found if isinstance(entry, Fact)],
             segment=portion.segment,
             start=start,
             position=decoded[-1][0].end,

@@ -11,12 +11,12 @@ from typing import Any
 from uuid import UUID
 
 from tocsin import clock, packing, semconv
-from tocsin.exporter import breadcrumbs, classify, frames
+from tocsin.exporter import breadcrumbs, classify, facts, frames
 from tocsin.exporter.brief import without_numbers
 from tocsin.exporter.fingerprint import culprit, fingerprint, title
 from tocsin.exporter.scrub import scrub_text
 from tocsin.exporter.source import lines_of
-from tocsin.model import Amendment, Entry, ErrorRecord, Frame, Instance, Repeats, Severity
+from tocsin.model import Amendment, Entry, ErrorRecord, Fact, Frame, Instance, Repeats, Severity
 from tocsin.text import clean, one_line
 
 # What is read into columns, or only needed to classify: not repeated in the context.
@@ -164,7 +164,7 @@ def decode(
     capture_4xx: bool = False,
     behind: timedelta = timedelta(0),
     known: Known | None = None,
-) -> Entry | Instance | None:
+) -> Entry | Fact | Instance | None:
     """
     One line of the spool as an entry for the store, or None for what is not stored.
 
@@ -193,6 +193,8 @@ def decode(
             return repeats if count > 0 else None
         case "instance":
             return _instance(content, source, behind)
+        case kind if kind in facts.KINDS:
+            return facts.read(content, source, behind, is_shipped=bool(content.get("shipped")))
         case _:
             return None
 
@@ -392,6 +394,9 @@ def _instance(content: Mapping[str, Any], source: Source, behind: timedelta) -> 
         active_requests=content.get("active_requests"),
         is_shutting_down=bool(content.get("is_shutting_down")),
         spool_bytes=content.get("spool_bytes"),
+        loop_lag_ms=content.get("loop_lag_ms"),
+        memory_limit_bytes=content.get("memory_limit_bytes"),
+        memory_trend=content.get("memory_trend"),
         lost=int(content.get("lost") or 0),
         is_alive=bool(content.get("is_alive", True)),
         ended_at=clock.from_ns(int(ended_ns)) + behind if ended_ns is not None else None,

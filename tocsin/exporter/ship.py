@@ -14,6 +14,7 @@ from typing import Any, Final
 from tocsin import clock, semconv
 from tocsin.contained import contained, failures, note
 from tocsin.exporter import decode as decoding
+from tocsin.exporter import facts
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.sink import Portion
 from tocsin.exporter.spool import Line
@@ -26,7 +27,7 @@ from tocsin.wire import TOTAL_S, Answer, Unanswered, Wire
 LOGS: Final = "/v1/logs"
 
 _BEAT_WITHIN_S = 3.0
-_KINDS = ("error", "amend", "repeats", "instance")
+_KINDS = ("error", "amend", "repeats", "instance", *facts.KINDS)
 _OF_THE_DATA = (400, 413, 415)
 _REFUSED_PAUSES_S = (2.0, 5.0, 10.0, 30.0, 60.0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -349,6 +350,9 @@ def _instance_line(instance: Instance) -> dict[str, Any]:
         "active_requests": instance.active_requests,
         "is_shutting_down": instance.is_shutting_down,
         "spool_bytes": instance.spool_bytes,
+        "loop_lag_ms": instance.loop_lag_ms,
+        "memory_limit_bytes": instance.memory_limit_bytes,
+        "memory_trend": instance.memory_trend,
         "lost": instance.lost,
         "is_alive": instance.is_alive,
         "ended_at_ns": None if instance.ended_at is None else _ns(instance.ended_at),

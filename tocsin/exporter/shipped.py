@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tocsin import semconv
-from tocsin.exporter import breadcrumbs, foreign
+from tocsin.exporter import breadcrumbs, facts, foreign
 from tocsin.exporter.foreign import Error, Resource, Stacks
 from tocsin.exporter.join import status_in
 from tocsin.exporter.otlp_json import loads
@@ -50,6 +50,8 @@ def read(text: Any, resource: Resource, stacks: Stacks, now_ns: int) -> Error | 
             return _repeats(content, resource, now_ns)
         case "instance":
             return _instance(content, resource, now_ns)
+        case kind if kind in facts.KINDS:
+            return _fact(content, resource, now_ns)
         case _:
             raise Malformed("a tocsin.line of an unknown kind")
 
@@ -180,12 +182,25 @@ def _instance(content: Mapping[str, Any], resource: Resource, now_ns: int) -> by
     for key in ("service", "environment", "release", "host", "python_version", "ended_how"):
         if text := _text(content, key):
             found[key] = foreign.tidy(text, _NAME)
-    for key in ("memory_bytes", "active_requests", "spool_bytes"):
+    for key in ("memory_bytes", "active_requests", "spool_bytes", "memory_limit_bytes"):
         if content.get(key) is not None:
             found[key] = _whole(content, key, 0, 2**53)
+    if content.get("loop_lag_ms") is not None:
+        found["loop_lag_ms"] = _whole(content, "loop_lag_ms", 0, 2**31 - 1)
+    if content.get("memory_trend") is not None:
+        found["memory_trend"] = _whole(content, "memory_trend", -(2**53), 2**53)
     if content.get("ended_at_ns") is not None:
         found["ended_at_ns"] = _time(content, "ended_at_ns", resource, now_ns)
     return foreign.encoded(found, resource)
+
+
+def _fact(content: Mapping[str, Any], resource: Resource, now_ns: int) -> bytes:
+    try:
+        found = facts.tidy(content)
+    except facts.Unfit as problem:
+        raise Malformed(str(problem)) from None
+    found["time_unix_nano"] = foreign.moment(found["time_unix_nano"] + resource.offset_ns, now_ns)
+    return foreign.encoded(found | {"door": True, "shipped": True}, resource)
 
 
 # The shapes of single values

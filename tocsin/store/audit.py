@@ -16,6 +16,10 @@ _audit = schema.audit
 _REFUSED, _MORE = "refused", "refused more"
 
 
+BY_ITSELF = "tocsin"
+"""The actor where tocsin has seen by itself that something is over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One row of the audit."""

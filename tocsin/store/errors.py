@@ -27,14 +27,16 @@ from tocsin.model import (
     Entry,
     ErrorRecord,
     Instance,
+    Recovery,
     Repeats,
     Severity,
     Stored,
     worst,
 )
-from tocsin.store import bulk, groups, held, schema
+from tocsin.store import audit, bulk, facts, groups, held, schema
 from tocsin.store.engine import wake_others
 from tocsin.store.groups import Group, Mark
+from tocsin.store.held import Later
 
 OLD_RELEASE_GRACE = timedelta(minutes=30)
 """For so long after a resolve an older release, still running somewhere, may fail without reopening."""
@@ -96,6 +98,8 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
             writing.amend(entry)
         elif isinstance(entry, Repeats):
             writing.repeat(entry)
+        elif isinstance(entry, Recovery):
+            writing.recover(entry)
         elif records.get(entry.id) is entry and entry.id in new:
             reason = writing.add(entry)
             stored.append((entry, reason))
@@ -110,6 +114,17 @@ def write_batch(connection: Connection, batch: Batch, now: datetime) -> list[Sto
         _advance(connection, batch, now)
     for instance in instances:
         _write_instance(connection, instance, now)
+    facts.write(connection, batch.facts, now)
+    for group, message in writing.recovered:
+        audit.record(
+            connection,
+            actor=audit.BY_ITSELF,
+            via="itself",
+            action=Trigger.RESOLVE,
+            target=f"#{group.number}",
+            detail=message,
+            now=now,
+        )
     if any(known[group_id].mark not in (None, Mark.SEEN) for group_id in writing.touched):
         wake_others(connection)
     return [
@@ -241,6 +256,7 @@ class _Writing:
         self.repeated: dict[str, None] = {}  # of which the count alone has changed, unless they are amended too
         self.counts: Counter[tuple[Any, ...]] = Counter()
         self.totals: Counter[tuple[Any, ...]] = Counter()
+        self.recovered: list[tuple[Group, str]] = []  # with what is said of it
 
     def add(self, record: ErrorRecord) -> str | None:
         """A new error; returns the reason to ring, if there is one."""
@@ -298,6 +314,24 @@ class _Writing:
             group.category = row.category
         if row.severity.rank > group.severity.rank:
             self._mark(group, self._grown(group, row.severity))
+
+    def recover(self, recovery: Recovery) -> None:
+        """
+        It is over: the group is resolved, unless a person has said something of it that goes further.
+
+        What has happened since, in another process perhaps, keeps it open.
+        """
+        row = self._rows.get(recovery.error_id)
+        group = self._groups.get(row.group_id) if row is not None else None
+        if group is None or group.status not in (Status.OPEN, Status.ACKNOWLEDGED):
+            return
+        if group.last_seen > recovery.timestamp:
+            return
+        group.status, _ = lifecycle.advance(group.status, Trigger.RESOLVE)
+        group.resolved_at, group.resolved_by, group.rows_pending = recovery.timestamp, audit.BY_ITSELF, True
+        group.resolved_in_release = None
+        self.recovered.append((group, recovery.message))
+        self._mark(group, Mark.RECOVERED)
 
     def _happened(
         self, group: Group, timestamp: datetime, severity: Severity, release: str | None
@@ -420,12 +454,14 @@ def _take_ids(connection: Connection, entries: Sequence[Entry], now: datetime) -
     return kept, missing
 
 
-def _may_be_early(entry: Entry) -> TypeGuard[Amendment | Repeats]:
+def _may_be_early(entry: Entry) -> TypeGuard[Later]:
     """Whether its error may come after it: it went by a network, and there may be several ways."""
-    return entry.is_shipped if isinstance(entry, Amendment) else isinstance(entry, Repeats) and entry.id is not None
+    if isinstance(entry, Amendment | Recovery):
+        return entry.is_shipped
+    return isinstance(entry, Repeats) and entry.id is not None
 
 
-def _too_early(entries: Iterable[Entry], missing: Collection[str]) -> list[Amendment | Repeats]:
+def _too_early(entries: Iterable[Entry], missing: Collection[str]) -> list[Later]:
     return [entry for entry in entries if _may_be_early(entry) and entry.error_id in missing]
 
 
@@ -512,7 +548,7 @@ def _insert_rows(connection: Connection, records: Mapping[str, ErrorRecord], now
 
 def _groups_of_earlier(connection: Connection, entries: Iterable[Entry], new: Collection[str]) -> dict[str, str]:
     """Error and group of the rows stored earlier that these amend or repeat."""
-    later = {entry.error_id for entry in entries if isinstance(entry, Amendment | Repeats)}
+    later = {entry.error_id for entry in entries if isinstance(entry, Amendment | Repeats | Recovery)}
     wanted = later.difference(new)
     if not wanted:
         return {}

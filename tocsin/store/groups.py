@@ -32,6 +32,7 @@ class Mark(StrEnum):
     REGRESSED = "regressed"
     UNMUTED = "unmuted"
     GRAVER = "graver"  #    what a person has said of it before was said of something lesser
+    RECOVERED = "recovered"  # it is over, as tocsin saw by itself
     CHANGED = "changed"
     SEEN = "seen"  #        only counts have grown: that can wait a moment, until there is more to show
 

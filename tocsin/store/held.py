@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
-from tocsin.model import Amendment, Repeats, Severity
+from tocsin.model import Amendment, Recovery, Repeats, Severity
 from tocsin.store import schema
 
 AGE = timedelta(hours=24)
@@ -26,15 +26,18 @@ _MOST_OF_A_CONTEXT = 16 * 1024
 
 _held = schema.held
 
+Later = Amendment | Repeats | Recovery
+"""What is said of an error after it happened."""
 
-def hold(connection: Connection, entries: Iterable[Amendment | Repeats], now: datetime) -> None:
+
+def hold(connection: Connection, entries: Iterable[Later], now: datetime) -> None:
     """Keep what is said of errors that have never been received."""
     rows = [{"error_id": entry.error_id, "content": _content(entry), "held_at": now} for entry in entries]
     if rows:
         connection.execute(insert(_held), rows)
 
 
-def release(connection: Connection, error_ids: Collection[str]) -> list[Amendment | Repeats]:
+def release(connection: Connection, error_ids: Collection[str]) -> list[Later]:
     """Let go, in its order, of what waited for errors that have come in this transaction."""
     if not error_ids:
         return []
@@ -50,9 +53,11 @@ def sweep(connection: Connection, now: datetime, limit: int, most: int = MOST) -
     return connection.execute(delete(_held).where(_held.c.id.in_(old))).rowcount
 
 
-def _content(entry: Amendment | Repeats) -> dict[str, Any]:
+def _content(entry: Later) -> dict[str, Any]:
     if isinstance(entry, Repeats):
         return {"count": entry.count, "timestamp": entry.timestamp.isoformat()}
+    if isinstance(entry, Recovery):
+        return {"recovered": entry.message, "timestamp": entry.timestamp.isoformat()}
     is_small = len(json.dumps(entry.context)) <= _MOST_OF_A_CONTEXT
     return {
         "severity": entry.severity,
@@ -63,9 +68,11 @@ def _content(entry: Amendment | Repeats) -> dict[str, Any]:
     }
 
 
-def _entry(error_id: str, content: dict[str, Any]) -> Amendment | Repeats:
-    if "count" in content:
+def _entry(error_id: str, content: dict[str, Any]) -> Later:
+    if "timestamp" in content:
         moment = datetime.fromisoformat(content["timestamp"])
+        if "recovered" in content:
+            return Recovery(error_id=error_id, timestamp=moment, message=content["recovered"])
         return Repeats(error_id=error_id, count=content["count"], timestamp=moment)
     severity = content["severity"]
     return Amendment(error_id=error_id, **{**content, "severity": Severity(severity) if severity is not None else None})

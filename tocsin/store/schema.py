@@ -322,7 +322,69 @@ instances = _table(
     Column("active_requests", Integer),
     Column("is_shutting_down", Boolean, nullable=False, server_default=text("false")),
     Column("spool_bytes", BigInteger),
+    Column("loop_lag_ms", Integer),
+    Column("memory_limit_bytes", BigInteger),
+    Column("memory_trend", BigInteger),
     Column("lost", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# What a service does in the end for a person: see `tocsin.store.jobs`.
+jobs = _table(
+    "jobs",
+    Column("id", Id, primary_key=True),
+    Column("number", Integer, unique=True),  #   what people say: job 7
+    Column("status", Text, nullable=False),  #   failed, running, done, discarded
+    Column("failed_at", UtcTime, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("release", Text),
+    Column("category", Text),
+    Column("function", Text, nullable=False),
+    Column("file", Text),
+    Column("folder", Text),
+    Column("arguments", Json, nullable=False),
+    Column("changed", Json, nullable=False),  #  arguments that are not what they were: it cannot be run again
+    Column("attempts", Json, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("exception_type", Text),
+    Column("message", Text, nullable=False),
+    Column("error_id", Id),
+    Column("instance_id", Text),
+    Column("acted_at", UtcTime),
+    Column("acted_by", Text),
+    Column("outcome", Text),  #                  what the last run again has come to
+    Index("idx_jobs_failed", text("failed_at DESC"), text("id DESC")),
+    _few("idx_jobs_waiting", "service", where="status IN ('failed', 'running')"),
+)
+
+beats = _table(
+    "beats",
+    Column("environment", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("service", Text),
+    Column("every_s", Double, nullable=False),
+    Column("grace_s", Double, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_at", UtcTime, nullable=False),  #  of the last sign of life, good or bad
+    Column("last_ok_at", UtcTime),
+    Column("due_at", UtcTime, nullable=False),  #   the next one is missing when this is over
+    Column("is_ok", Boolean, nullable=False),
+    Column("took_s", Double),
+    Column("message", Text),
+    Column("error_id", Id),  #                      the error that tells of what is wrong; None while all is well
+    Index("idx_beats_due", "due_at"),
+)
+
+dependencies = _table(
+    "dependencies",
+    Column("instance_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("service", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    Column("is_away", Boolean, nullable=False),
+    Column("is_optional", Boolean, nullable=False),
+    Column("since", UtcTime, nullable=False),
+    Column("problem", Text),
 )
 
 releases = _table(

@@ -9,6 +9,7 @@ TEXTS = {
     "reason.regressed": "regressed: back after it was resolved",
     "reason.critical": "has become critical",
     "reason.unmuted": "goes on after its mute",
+    "reason.recovered": "is over",
     "reason.fold": "many at once",
     "reason.test": "test",
     "status.open": "open",

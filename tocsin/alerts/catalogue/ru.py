@@ -9,6 +9,7 @@ TEXTS = {
     "reason.regressed": "регрессия: снова после решения",
     "reason.critical": "стала критичной",
     "reason.unmuted": "продолжается после тишины",
+    "reason.recovered": "закончилось",
     "reason.fold": "много сразу",
     "reason.test": "проверка",
     "status.open": "открыта",
