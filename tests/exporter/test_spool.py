@@ -213,6 +213,29 @@ os.kill(os.getpid(), signal.SIGKILL)
         orphan.release(everything_stored=False)
 
 
+def test_what_an_earlier_version_left_is_taken_over_too(folder: Path) -> None:
+    """It has said less of its life; a later one says it behind what an earlier one reads."""
+    in_another_process(
+        folder,
+        """
+spool.append(b'{"v": 1, "kind": "error", "id": "a"}\\n')
+spool.life.set_active(3)
+spool.life.note_limit(5)
+counter = spool.counter("a" * 36)
+for _ in range(7): counter.tick()
+os.truncate(next(spool.folder.glob("*.live")), 8 * (8 + 2 * SLOTS) + 40 * SLOTS)
+os._exit(9)
+""",
+    )
+
+    (orphan,) = adopt_orphans(folder)
+
+    assert orphan.words is not None
+    assert (orphan.words.active_requests, orphan.words.memory_limit_bytes) == (3, None)
+    assert [one["to"] for one in contents(orphan.segments()) if one["kind"] == "repeats"] == [7]
+    orphan.release(everything_stored=True)
+
+
 def test_an_orphan_has_one_taker_and_the_living_none(folder: Path, spool: Spool) -> None:
     in_another_process(folder, "os._exit(9)")
 

@@ -1,5 +1,5 @@
 """
-What a process says of its own life in the head of its ``.live`` file, which outlives it.
+What a process says of its own life in its ``.live`` file, which outlives it.
 
 Each fact is one 64-bit cell of mapped memory: written by one store, from a signal handler too, and read by
 whoever comes after, also when the process was killed in the middle of it.
@@ -21,11 +21,19 @@ STATE: Final = 6
 WATCHER: Final = 7
 """The cells, each named for what stands in it; see `Life`."""
 
+LOOP_LAG: Final = 0
+LIMIT: Final = 1
+TREND: Final = 2
+MORE: Final = 8
+"""Those at the end of the file, where an earlier version does not look, and how many there is room for."""
+
 _CODE_SHIFT: Final = 8
 _MOST_REQUESTS: Final = 2**31
 _MOST_BYTES: Final = 2**53
 _LAST_NS: Final = 2**62  # in the year 2116
 _MOST_PID: Final = 2**31
+_MOST_MS: Final = 2**31
+_NOTHING: Final = 2**63  # a trend of 0 as it stands in its cell, which holds no sign: an empty one says nothing
 _EXITING: Final = 0x4  # PF_EXITING of the kernel, in the flags of a process
 
 
@@ -50,15 +58,19 @@ class LastWords:
     state: State
     exit_code: int  #    of `os._exit`
     watcher_pid: int  #  the parent that sees its end, 0 without one
+    loop_lag_ms: int | None = None  #         how long its event loop kept others waiting lately
+    memory_limit_bytes: int | None = None  #  at which it is ended
+    memory_trend: int | None = None  #        bytes in an hour, less than 0 where it shrinks
 
 
 class Life:
-    """The cells of this process: plain memory to write to, for as long as it lives."""
+    """The cells of this process, and `MORE` more: plain memory to write to, for as long as it lives."""
 
-    __slots__ = ("_cells",)
+    __slots__ = ("_cells", "_more")
 
-    def __init__(self, cells: memoryview[int]) -> None:
+    def __init__(self, cells: memoryview[int], more: memoryview[int]) -> None:
         self._cells = cells
+        self._more = more
 
     def set_active(self, requests: int) -> None:
         """How many requests are under way."""
@@ -73,6 +85,18 @@ class Life:
         """The resident set in bytes, and so that the process lives."""
         self._cells[MEMORY] = memory_bytes
         self._cells[SEEN] = now_ns
+
+    def note_loop_lag(self, milliseconds: float) -> None:
+        """How long its event loop kept others waiting lately, at the most."""
+        self._more[LOOP_LAG] = min(max(int(milliseconds), 0), _MOST_MS - 1) + 1
+
+    def note_limit(self, memory_bytes: int) -> None:
+        """At how much memory it is ended; 0 where there is no limit."""
+        self._more[LIMIT] = min(max(memory_bytes, 0), _MOST_BYTES - 1)
+
+    def note_trend(self, bytes_per_hour: float) -> None:
+        """How fast its memory grows, as it has gone lately; less than 0 where it shrinks."""
+        self._more[TREND] = _NOTHING + min(max(int(bytes_per_hour), 1 - _MOST_BYTES), _MOST_BYTES - 1)
 
     @property
     def is_stopping(self) -> bool:
@@ -96,10 +120,12 @@ class Life:
         """Say what another has said, in whose place this is."""
         for cell in (ACTIVE, MEMORY, SEEN, STOPPING, STATE, WATCHER):
             self._cells[cell] = other._cells[cell]
+        for cell in (LOOP_LAG, LIMIT, TREND):
+            self._more[cell] = other._more[cell]
 
     def read(self) -> LastWords:
         """What stands there now."""
-        return last_words(self._cells)
+        return last_words(self._cells, self._more)
 
 
 def state_cell(state: State, exit_code: int = 0) -> int:
@@ -107,9 +133,9 @@ def state_cell(state: State, exit_code: int = 0) -> int:
     return state | (exit_code & 0xFF) << _CODE_SHIFT
 
 
-def last_words(cells: memoryview[int]) -> LastWords:
+def last_words(cells: memoryview[int], more: memoryview[int] | None = None) -> LastWords:
     """
-    What a process, dead or alive, has written.
+    What a process, dead or alive, has written; `more` is None where it is one of an earlier version.
 
     It was a file on a disk: figures that cannot be count as not known, a state of a later version or one
     that nobody writes as unmarked, so that nothing is told of it.
@@ -125,7 +151,14 @@ def last_words(cells: memoryview[int]) -> LastWords:
         state=State(known) if is_known else State.UNMARKED,
         exit_code=state >> _CODE_SHIFT & 0xFF,
         watcher_pid=_below(cells[WATCHER], _MOST_PID),
+        loop_lag_ms=more[LOOP_LAG] - 1 if more and 0 < more[LOOP_LAG] <= _MOST_MS else None,
+        memory_limit_bytes=_below(more[LIMIT], _MOST_BYTES) or None if more else None,
+        memory_trend=_trend(more[TREND]) if more else None,
     )
+
+
+def _trend(cell: int) -> int | None:
+    return cell - _NOTHING if abs(cell - _NOTHING) < _MOST_BYTES else None
 
 
 # Which process it is, of all that ever had its number.

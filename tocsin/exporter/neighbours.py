@@ -100,5 +100,8 @@ def _as_it_is(instance: Instance, now: Living) -> Instance:
         memory_bytes=now.words.memory_bytes or None,
         active_requests=now.words.active_requests,
         is_shutting_down=now.words.stopping_ns > 0,
+        loop_lag_ms=now.words.loop_lag_ms,
+        memory_limit_bytes=now.words.memory_limit_bytes,
+        memory_trend=now.words.memory_trend,
         lost=now.lost,
     )

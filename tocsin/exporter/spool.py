@@ -48,14 +48,15 @@ LINE_BYTES: Final = 256 * 2**10
 SLOTS: Final = 1024
 
 # The .live file: 64-bit cells (magic, lost, six of the process's life, then a count and a flushed count per
-# slot), then the ids.
+# slot), then the ids, and what else is said of its life.
 _MAGIC: Final = int.from_bytes(b"tocsin1\0", "little")
 _LOST: Final = 1
 _COUNTS: Final = 8
 _FLUSHED: Final = _COUNTS + SLOTS
 _IDS: Final = 8 * (_FLUSHED + SLOTS)
 _ID_BYTES: Final = 40
-_LIVE_BYTES: Final = _IDS + SLOTS * _ID_BYTES
+_MORE: Final = _IDS + SLOTS * _ID_BYTES
+_LIVE_BYTES: Final = _MORE + 8 * life.MORE
 
 _ASIDE_BYTES: Final = 16 * 2**20
 
@@ -338,7 +339,7 @@ class _Live:
         self._cells = self._view[:_IDS].cast("Q")
         self._cells[0] = _MAGIC
         self.lose = _ticker(self._cells, _LOST)
-        self.life = Life(self._cells)
+        self.life = Life(self._cells, self._view[_MORE:].cast("Q"))
         self.counters: dict[int, Counter] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
 
@@ -602,13 +603,14 @@ def _words_in(fd: int) -> LastWords | None:
     head = os.pread(fd, 8 * _COUNTS, 0)
     if len(head) < 8 * _COUNTS or int.from_bytes(head[:8], "little") != _MAGIC:
         return None
-    return last_words(memoryview(head).cast("Q"))
+    more = os.pread(fd, 8 * life.MORE, _MORE)
+    return last_words(memoryview(head).cast("Q"), memoryview(more).cast("Q") if len(more) == 8 * life.MORE else None)
 
 
 def _append_unflushed(orphan: Orphan, fd: int) -> None:
-    data = os.pread(fd, _LIVE_BYTES, 0)
+    data = os.pread(fd, _MORE, 0)
     segments = orphan.segments()
-    if len(data) < _LIVE_BYTES or int.from_bytes(data[:8], "little") != _MAGIC or not segments:
+    if len(data) < _MORE or int.from_bytes(data[:8], "little") != _MAGIC or not segments:
         return
     cells = memoryview(data)[:_IDS].cast("Q")
     waiting = {}
