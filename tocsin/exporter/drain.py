@@ -406,6 +406,9 @@ class Drain:
             active_requests=words.active_requests,
             is_shutting_down=words.stopping_ns > 0,
             spool_bytes=self._spool.folder_bytes,
+            loop_lag_ms=words.loop_lag_ms,
+            memory_limit_bytes=words.memory_limit_bytes,
+            memory_trend=words.memory_trend,
             lost=self._spool.lost,
         )
 
