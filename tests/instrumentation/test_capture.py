@@ -31,6 +31,7 @@ from tests.processes import errors_in, rows_of, run_program
 from tests.waiting import eventually
 from tocsin.exporter import raw
 from tocsin.instrumentation import state
+from tocsin.instrumentation.capture import NEW_PLACES
 from tocsin.instrumentation.context import current_scope
 from tocsin.instrumentation.state import Sighting
 
@@ -193,6 +194,20 @@ def test_more_places_than_can_be_written_are_counted_in_all(watched: Watched) ->
 
     # The row that tells of the overflow is an error of its own kind, and stands for the first it counts.
     eventually(lambda: watched.errors() == 1000)
+    assert len(watched.rows()) == NEW_PLACES + 1
+
+
+def test_whoever_says_too_much_in_one_place_is_told_by_the_place(watched: Watched) -> None:
+    """A text with a name in it is one mistake, however many names there are."""
+    for number in range(2000):
+        tocsin.track_error(f"{_word(number)} has no address")
+
+    eventually(lambda: watched.errors() == 2000)
+    assert len({row.group_id for row in watched.rows()}) <= 21
+
+
+def _word(number: int) -> str:
+    return "".join(chr(ord("a") + int(digit)) for digit in str(number))
 
 
 # Hostile values

@@ -129,6 +129,20 @@ def test_equal_lines_of_one_place_are_summed_up(watched: Watched) -> None:
     assert len({row.group_id for row in watched.rows()}) == 1
 
 
+def test_lines_that_differ_in_what_was_put_into_them_are_one_group(watched: Watched) -> None:
+    """What the program has written is what tells them apart; where that says nothing, all of it does."""
+    log = logging.getLogger("shop")
+    for name in ("anna", "boris", "clara"):
+        log.error("%s has no address", name)
+    log.error("%s: %s", "cart", "empty")
+    log.error("%s: %s", "till", "locked")
+
+    groups = [row.group_id for row in watched.rows()]
+    assert len(groups) == 5
+    assert len(set(groups[:3])) == 1
+    assert len(set(groups[2:])) == 3
+
+
 @pytest.mark.parametrize("name", ["tocsin", "tocsin.exporter", "opentelemetry.sdk"])
 def test_our_own_lines_are_not_captured(name: str, watched: Watched) -> None:
     logging.getLogger(name).error("not ours to tell")

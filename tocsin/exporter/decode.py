@@ -35,6 +35,7 @@ _CONSUMED = {
     semconv.CONTEXT,
     semconv.EXIT,
     semconv.PLACE,
+    semconv.TEMPLATE,
     semconv.FRAMES,
 }
 
@@ -251,7 +252,7 @@ def _error(
             exception_type=exception_type,
             # Without an exception the frames only say who reports it; what it says tells it apart.
             frames=trace.frames if exception_type else [],
-            message=message,
+            message=attributes.get(semconv.TEMPLATE) or message,
             logger=logger,
             place=attributes.get(semconv.PLACE),
         )

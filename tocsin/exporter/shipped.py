@@ -104,6 +104,8 @@ def _own_words(attributes: Mapping[str, Any]) -> dict[str, Any]:
         found[semconv.CAUSES] = scrub_value(causes[:10])
     if isinstance(place := attributes.get(semconv.PLACE), str):
         found[semconv.PLACE] = foreign.tidy(place, 300)
+    if isinstance(template := attributes.get(semconv.TEMPLATE), str):
+        found[semconv.TEMPLATE] = foreign.tidy(template, 300)
     if attributes.get(semconv.SYNTHETIC) is True:
         found[semconv.SYNTHETIC] = True
     if isinstance(frames := attributes.get(semconv.FRAMES), list):

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from tocsin.exporter.raw import attributes_of, get, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
 from tocsin.instrumentation import context, crumbs, emit, reserve, stacks, state
+from tocsin.instrumentation.pulse import Pulse
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
 from tocsin.text import STACK_LIMIT, clean, shorten
@@ -40,7 +42,15 @@ FULL_PER_SECOND: Final = 3
 FULL_IN_ALL_PER_SECOND: Final = 200
 """The same for all places together."""
 
+NEW_PLACES: Final = 200
+"""Places never seen before that may be written out at once; a team reads none of them, if there are more …"""
+
+NEW_PLACES_PER_HOUR: Final = 1000
+"""… and so many in an hour; the errors of further ones are counted together, in one group."""
+
 _PLACES: Final = 4000
+_TEMPLATES: Final = 20
+_TALKERS: Final = 500
 _MESSAGES: Final = 20
 _HOSTS: Final = 5
 _SOON_NS: Final = 5_000_000_000
@@ -58,6 +68,7 @@ _UNHANDLED: Final[Mapping[str, Severity]] = {
     ),
 }
 
+_VARIOUS: Final = "various"
 _MORE_FRAMES: Final = 300
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -71,6 +82,25 @@ class _Place:
     written: int = 0
     last_id: str = ""
     counter: Counter | None = None
+
+
+class _Budget:
+    """So many at once, and so many in an hour: a bucket that fills again as time goes by."""
+
+    __slots__ = ("_left", "_most", "_per_s", "_since_s")
+
+    def __init__(self, most: int, per_hour: int) -> None:
+        self._most = self._left = float(most)
+        self._per_s = per_hour / 3600
+        self._since_s = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there was one left; two threads at once may take the same one, which harms nobody."""
+        now_s = time.monotonic()
+        left = min(self._most, self._left + (now_s - self._since_s) * self._per_s)
+        self._since_s = now_s
+        self._left = left - 1 if left >= 1 else left
+        return left >= 1
 
 
 @dataclass(slots=True)
@@ -104,12 +134,15 @@ class Drainer(Protocol):
 class Capture:
     """The capturing side of this process: its spool, its drain, and what it saw lately."""
 
-    def __init__(self, spool: Spool, drain: Drainer) -> None:
+    def __init__(self, spool: Spool, drain: Drainer, pulse: Pulse | None = None) -> None:
         self.spool = spool
         self.drain = drain
+        self._pulse = pulse
         self._places: dict[Any, _Place] = {}
         self._all = _Place()
+        self._new_places = _Budget(NEW_PLACES, NEW_PLACES_PER_HOUR)
         self._overflow = _Place()
+        self._templates: dict[Any, set[str]] = {}  # what was said in each place
         self._busy = _Busy()
         self._room = allocate_lock()  # only ever tried
         # By trace and kind: what span and log exporters bring again later.
@@ -225,6 +258,8 @@ class Capture:
         if self.spool.life.read().state is State.ALIVE:
             self.spool.life.set_state(State.ENDED)  # a supervisor may kill it while it waits: that is no death
         is_all_stored = self.drain.finish(timeout_s)
+        if self._pulse is not None:
+            self._pulse.end()
         self.spool.close(everything_stored=is_all_stored)
 
     def _see_deferred(self, busy: _Busy) -> None:
@@ -246,7 +281,7 @@ class Capture:
         if scope is not None and _tells_of_failure(sighting):
             context.root_of(scope)[context.SEEN] = True
         if not isinstance(error, BaseException):
-            key: Any = (sighting.logger, sighting.place, template(error[:300]))
+            key: Any = self._key_of_text(sighting, error)
             return self._admit_sighting(sighting, key, (), scope)
 
         if not classify.is_error(error):
@@ -269,6 +304,26 @@ class Capture:
         error_id = self._admit_sighting(sighting, key, code_key, scope)
         dict.__setitem__(carried, _MARK, (error_id, unit, _rank(sighting), sighting.handled))
         return error_id
+
+    def _key_of_text(self, sighting: Sighting, text: str) -> Any:
+        """
+        What tells a text from others: who says it, and what varies least of it.
+
+        Whoever says too many different things in one place is told by the place alone: it is one mistake, of
+        somebody who puts a name or a whole sentence into each.
+        """
+        said = template((sighting.template or text)[:300])
+        at = (sighting.logger, sighting.place)
+        known = self._templates.get(at)
+        if known is None:
+            stacks.make_room(self._templates, _TALKERS)
+            known = self._templates[at] = set()
+        if said not in known:
+            if len(known) >= _TEMPLATES:
+                sighting.template = _VARIOUS
+                return (*at, _VARIOUS)
+            known.add(said)
+        return (*at, said)
 
     def _admit_sighting(self, sighting: Sighting, key: Any, code_key: stacks.Key, scope: context.Scope | None) -> str:
         if sighting.is_admitted and sighting.error_id:  # where it is written twice, it is stored once
@@ -308,7 +363,9 @@ class Capture:
         if every.second != second:
             every.second, every.written = second, 0
         every.written += 1
-        return every.written <= FULL_IN_ALL_PER_SECOND
+        if every.written > FULL_IN_ALL_PER_SECOND:
+            return False
+        return place is not None or self._new_places.take()
 
     def _count(self, place: _Place | None, time_ns: int, sighting: Sighting | None) -> str:
         """Count one more of a place, or of the overflow where its place was never written out."""
@@ -523,6 +580,8 @@ def _describe_sighting(attributes: dict[str, Any], sighting: Sighting) -> None:
         attributes[semconv.CATEGORY] = _category(sighting.category)
     if sighting.logger:
         attributes[semconv.LOGGER] = stacks.tidy(sighting.logger, 200)
+    if sighting.template:
+        attributes[semconv.TEMPLATE] = stacks.tidy(sighting.template, 300)
     if sighting.place:
         attributes[semconv.PLACE] = stacks.tidy(sighting.place, 300)
     if sighting.mechanism == "excepthook":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import threading
 from threading import get_ident
 from typing import Any, Final
@@ -121,6 +122,7 @@ def _note(record: logging.LogRecord) -> None:
     else:
         seen = Sighting(message, mechanism="logging", handled=True, place=f"{name} in {record.funcName}")
         seen.stack = f'  File "{record.pathname}", line {record.lineno}, in {record.funcName}\n'
+        seen.template = _template(record)
     seen.level, seen.logger, seen.facts, seen.attributes = record.levelno, name, _extra(record), attributes
     capture.see(seen)
 
@@ -197,6 +199,19 @@ def _message(record: logging.LogRecord) -> str:
         pass_on(problem)
         return stacks.tidy(f"{record.msg if type(record.msg) is str else '<a message>'} (its arguments do not fit)")
 
+
+def _template(record: logging.LogRecord) -> str | None:
+    """What the program wrote, before anything was put into it; None where that says nothing."""
+    template = record.msg
+    if not record.args or type(template) is not str:
+        return None
+    words = _PLACEHOLDER.sub("", template[:_MOST_OF_A_TEMPLATE])
+    return template[:_MOST_OF_A_TEMPLATE] if sum(map(str.isalpha, words)) >= _LEAST_LETTERS else None
+
+
+_PLACEHOLDER: Final = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?:\*|\d+)?(?:\.(?:\*|\d+))?[a-zA-Z%]")
+_MOST_OF_A_TEMPLATE: Final = 300
+_LEAST_LETTERS: Final = 3
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 

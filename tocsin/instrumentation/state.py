@@ -25,6 +25,7 @@ class Sighting:
         facts: joined to the error's context.
         level: of the log line, as `logging` numbers it.
         logger, place, stack: what is known where there is no exception.
+        template: of a text, without what was put into it.
         tb: its traceback, where the exception does not hold it.
         status: of the response.
         attributes: further OpenTelemetry attributes; trusted to be clean.
@@ -39,6 +40,7 @@ class Sighting:
     level: int | None = None
     logger: str | None = None
     place: str | None = None
+    template: str | None = None
     stack: str | None = None
     tb: TracebackType | None = None
     status: int | None = None
