@@ -372,6 +372,8 @@ beats = _table(
     Column("took_s", Double),
     Column("message", Text),
     Column("error_id", Id),  #                      the error that tells of what is wrong; None while all is well
+    Column("told", Text),  #                        what it tells: missing, failed
+    Column("told_at", UtcTime),  #                  … and of which sign of life: its `last_at`
     Index("idx_beats_due", "due_at"),
 )
 

@@ -74,6 +74,8 @@ def upgrade() -> None:
         sa.Column("took_s", sa.Double()),
         sa.Column("message", sa.Text()),
         sa.Column("error_id", Id()),
+        sa.Column("told", sa.Text()),
+        sa.Column("told_at", UtcTime()),
         sa.PrimaryKeyConstraint("environment", "name"),
         schema=schema,
     )
