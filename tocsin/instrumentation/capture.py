@@ -249,6 +249,19 @@ class Capture:
         )
         return error_id
 
+    def tell(self, line: Mapping[str, Any]) -> None:
+        """Write down what is no error: a line of `tocsin.exporter.facts`, small and scrubbed."""
+        self.spool.append(_encode({"v": VERSION, **line}).encode() + b"\n")
+        self.drain.wake()
+
+    def know(self, error: BaseException, error_id: str) -> None:
+        """Take an exception for one more of an error that is told: whoever sees it on its way says nothing new."""
+        scope = context.current_scope.get()
+        if scope is not None:
+            context.root_of(scope)[context.SEEN] = True
+        unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
+        dict.__setitem__(attributes_of(error), _MARK, (error_id, unit, Severity.CRITICAL.rank, False))
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was captured so far is stored; False when the time is over."""
         return self.drain.flush(timeout_s)
@@ -291,7 +304,9 @@ class Capture:
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
         carried = attributes_of(error)
         mark = get(carried, _MARK)
-        if mark is not None and _is_mark(mark) and _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
+        if mark is None or sighting.is_admitted or not _is_mark(mark):
+            pass
+        elif _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
             return self._amend(sighting, mark, carried)
         if type(sighting.tb) is not TracebackType:  # a log call may bring anything
             sighting.tb = traceback_of(error)
@@ -332,8 +347,8 @@ class Capture:
             error_id, is_full = self._admit(key, sighting.time_ns, sighting.error_id, sighting)
         if is_full:
             sighting.error_id, sighting.is_admitted = error_id, True
-            if not self._write(sighting, error_id, code_key, scope):
-                self._places[key].last_id = ""  # nothing may be counted for what is not there
+            if not self._write(sighting, error_id, code_key, scope) and (place := self._places.get(key)):
+                place.last_id = ""  # nothing may be counted for what is not there
         elif _is_sdk_loaded():
             self._remember(context.trace_of(scope)[0], _kind(sighting), sighting.time_ns, None)
         return error_id
@@ -643,6 +658,8 @@ def _rank(sighting: Sighting) -> int:
 
 def _tells_of_failure(sighting: Sighting) -> bool:
     """Whether a request that is answered with a 5xx needs no further error to say so."""
+    if sighting.mechanism == "dependency" and sighting.handled:
+        return False
     if sighting.severity:
         return Severity(sighting.severity).rank >= Severity.HIGH.rank
     if sighting.level is not None:
