@@ -1,4 +1,4 @@
-"""The life of a group: one table of who may go where, and what deserves a ring."""
+"""The life of a group, and of a failed job: one table each of who may go where, and what deserves a ring."""
 
 from __future__ import annotations
 
@@ -37,11 +37,29 @@ class Reason(StrEnum):
     UNMUTED = "unmuted"
 
 
-class IllegalTransition(TocsinError):
-    """A group cannot take that trigger in its status; has ``status`` and ``trigger``."""
+class JobStatus(StrEnum):
+    """Where a job stands that failed after its retries."""
 
-    def __init__(self, status: Status | None, trigger: Trigger) -> None:
-        super().__init__(f"a group that is {status} cannot take {trigger}")
+    FAILED = "failed"
+    RUNNING = "running"  # somebody has it run again
+    DONE = "done"
+    DISCARDED = "discarded"
+
+
+class JobTrigger(StrEnum):
+    """What a person does with a failed job."""
+
+    RETRY = "retry"
+    DONE = "done"
+    DISCARD = "discard"
+
+
+class IllegalTransition(TocsinError):
+    """A group, or a job, cannot take that trigger in its status; has ``status`` and ``trigger``."""
+
+    def __init__(self, status: Status | JobStatus | None, trigger: Trigger | JobTrigger) -> None:
+        of = "job" if isinstance(trigger, JobTrigger) else "group"
+        super().__init__(f"a {of} that is {status} cannot take {trigger}")
         self.status = status
         self.trigger = trigger
 
@@ -100,5 +118,26 @@ def advance(status: Status | None, trigger: Trigger) -> tuple[Status, Reason | N
     """
     try:
         return _NEXT[status, trigger]
+    except KeyError:
+        raise IllegalTransition(status, trigger) from None
+
+
+_NEXT_OF_JOB: dict[tuple[JobStatus, JobTrigger], JobStatus] = {
+    (JobStatus.FAILED, JobTrigger.RETRY): JobStatus.RUNNING,
+    #
+    (JobStatus.FAILED, JobTrigger.DONE): JobStatus.DONE,
+    (JobStatus.RUNNING, JobTrigger.DONE): JobStatus.DONE,
+    (JobStatus.DONE, JobTrigger.DONE): JobStatus.DONE,
+    #
+    (JobStatus.FAILED, JobTrigger.DISCARD): JobStatus.DISCARDED,
+    (JobStatus.RUNNING, JobTrigger.DISCARD): JobStatus.DISCARDED,
+    (JobStatus.DISCARDED, JobTrigger.DISCARD): JobStatus.DISCARDED,
+}
+
+
+def advance_job(status: JobStatus, trigger: JobTrigger) -> JobStatus:
+    """The status of a job after a trigger; raises `IllegalTransition` for what makes no sense."""
+    try:
+        return _NEXT_OF_JOB[status, trigger]
     except KeyError:
         raise IllegalTransition(status, trigger) from None

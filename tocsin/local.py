@@ -8,8 +8,8 @@ from typing import Any
 
 from tocsin import clock
 from tocsin.failures import NotFound
-from tocsin.lifecycle import IllegalTransition, Status, Trigger
-from tocsin.store import Store, alerts, groups, queries, shapes
+from tocsin.lifecycle import IllegalTransition, JobStatus, JobTrigger, Status, Trigger
+from tocsin.store import Store, alerts, groups, jobs, queries, shapes
 
 Shape = dict[str, Any]
 
@@ -54,6 +54,46 @@ class Local:
             return {"success": False, "error": str(problem)}
         self._is_settled = self._is_settled and trigger not in (Trigger.RESOLVE, Trigger.REOPEN)
         return shapes.acted(acted)
+
+    def jobs(self, **filters: Any) -> Shape:
+        """A page of failed jobs."""
+        status = filters.pop("status")
+        wanted = {None: jobs.WAITING, "all": tuple(JobStatus)}
+        statuses = wanted[status] if status in wanted else (JobStatus(status),)
+        return shapes.job_list(*self._store.read_now(jobs.list_jobs, statuses=statuses, **filters))
+
+    def job(self, name: str) -> Shape:
+        """A job by its number or its id; raises `NotFound`."""
+        is_number = re.fullmatch("[0-9]{1,9}", name)
+        number = int(name) if is_number else self._store.read_now(jobs.number_of, name)
+        return self._store.read_now(shapes.whole_job, number)
+
+    def act_on_job(self, number: int, trigger: JobTrigger, *, by: str) -> Shape:
+        """What became of an act on a job; a failure is a shape too."""
+        try:
+            return shapes.acted_on_job(self._store.write_now(jobs.act, number, trigger, by=f"cli: {by}", via="cli"))
+        except (NotFound, IllegalTransition) as problem:
+            return {"success": False, "error": str(problem)}
+
+    def begin_retry(self, number: int, *, by: str, runner: str) -> Shape:
+        """Take a job in order to run it; raises `NotFound`, `IllegalTransition`, `jobs.Busy`."""
+        taken = self._store.write_now(jobs.begin_retry, number, by=f"cli: {by}", runner=runner, via="cli")
+        return shapes.job_row(taken)
+
+    def keep_retry(self, number: int, *, by: str, runner: str) -> None:
+        """Say that a run goes on; from another thread, on a connection of its own."""
+        store = self._store.unhurried()
+        try:
+            store.write_now(jobs.keep_retry, number, by=f"cli: {by}", runner=runner)
+        finally:
+            store.close_now()
+
+    def end_retry(self, number: int, *, by: str, runner: str, is_done: bool, outcome: str) -> Shape:
+        """Say what a run has come to; the job's row as it stands now."""
+        ended = self._store.write_now(
+            jobs.end_retry, number, by=f"cli: {by}", runner=runner, via="cli", is_done=is_done, outcome=outcome
+        )
+        return shapes.job_row(ended.job)
 
     def close(self) -> None:
         """Let the rows follow their groups: a server does it behind its answer, but there may be none at work."""

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from tocsin import clock
 from tocsin.failures import StoreAway, TableMissing, TocsinError
-from tocsin.store import Store, queries, retention
+from tocsin.store import Store, jobs, queries, retention
 from tocsin.store.retention import Policy, Run, Task
 from tocsin.terminal import safe
 
@@ -38,6 +38,7 @@ def words_of(task: Task, policy: Policy) -> str:
         Task.COUNTS: f"counts of groups per hour, older than {retention.TOTALS_AGE.days} days",
         Task.TOTALS: f"counts per hour, older than {retention.TOTALS_AGE.days} days",
         Task.ALERTS: f"alerts older than {history} days",
+        Task.JOBS: f"jobs dealt with {policy.days} days ago, and failed ones beyond the newest {jobs.MOST_WAITING:,}",
     }[task]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from tocsin.failures import BadInput, NotFound, TocsinError
-from tocsin.lifecycle import Trigger
+from tocsin.lifecycle import IllegalTransition, JobStatus, JobTrigger, Trigger, advance_job
 from tocsin.settings import Settings
 from tocsin.text import clean, one_line
 from tocsin.wire import Answer, Unanswered, Wire
@@ -86,6 +86,50 @@ class Remote:
         if answer.status not in (200, 404, 409):
             raise self._failure(answer, content)
         return content
+
+    def jobs(self, **filters: Any) -> Shape:
+        """A page of failed jobs."""
+        return self._get("/jobs", **filters)
+
+    def job(self, name: str) -> Shape:
+        """A job by its number or its id."""
+        return self._get(f"/jobs/{quote(name, safe='')}")
+
+    def act_on_job(self, number: int, trigger: JobTrigger, *, by: str) -> Shape:
+        """What became of an act on a job; a failure is a shape too."""
+        answer = self._ask("POST", f"/jobs/{number}/{trigger}")
+        content = self._content(answer)
+        if answer.status not in (200, 404, 409):
+            raise self._failure(answer, content)
+        return content
+
+    def begin_retry(self, number: int, *, by: str, runner: str) -> Shape:
+        """
+        A job that may be run; a server does not note who runs it.
+
+        Raises:
+            IllegalTransition: it is done or discarded, or somebody who is at its database runs it.
+        """
+        job: Shape = self._get(f"/jobs/{number}")["job"]
+        status = JobStatus(job["status"])
+        if status is JobStatus.RUNNING:
+            raise IllegalTransition(status, JobTrigger.RETRY)
+        advance_job(status, JobTrigger.RETRY)
+        return job
+
+    def keep_retry(self, number: int, *, by: str, runner: str) -> None:
+        """Nothing: nobody was told that it is being run."""
+
+    def end_retry(self, number: int, *, by: str, runner: str, is_done: bool, outcome: str) -> Shape:
+        """Say that it is done; what failed again stays as it was."""
+        if not is_done:
+            job: Shape = self._get(f"/jobs/{number}")["job"]
+            return job
+        said = self.act_on_job(number, JobTrigger.DONE, by=by)
+        if not said["success"]:
+            raise TocsinError(str(said["error"]))
+        done: Shape = said["job"]
+        return done
 
     def health(self) -> Shape:
         """How the server stands; also when its database does not."""

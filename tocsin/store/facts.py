@@ -12,8 +12,8 @@ from tocsin.store import beats, dependencies, jobs
 
 
 def write(connection: Connection, told: Sequence[Fact], now: datetime) -> None:
-    """Store facts in the order in which they were told; what was stored before changes nothing."""
-    for fact in told:
+    """Store facts; what was stored before changes nothing."""
+    for fact in in_order(told):
         match fact:
             case Job():
                 jobs.add(connection, fact, now)
@@ -21,3 +21,22 @@ def write(connection: Connection, told: Sequence[Fact], now: datetime) -> None:
                 beats.note(connection, fact, now)
             case DependencyState():
                 dependencies.note(connection, fact, now)
+
+
+def in_order(told: Sequence[Fact]) -> list[Fact]:
+    """
+    By kind and key, so that writers wait for one another instead of meeting in a deadlock.
+
+    What is told of one key stays in the order in which it was told.
+    """
+    return sorted(told, key=_place)
+
+
+def _place(fact: Fact) -> tuple[int, str, str]:
+    match fact:
+        case Job():
+            return 0, fact.id, ""
+        case Beat():
+            return 1, fact.environment, fact.name
+        case DependencyState():
+            return 2, fact.instance_id, fact.name

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tocsin.lifecycle import Status
-from tocsin.store import audit, groups, queries
+from tocsin.store import audit, groups, jobs, queries
 from tocsin.store.alerts import ListedAlert
 
 Shape = dict[str, Any]
@@ -92,6 +92,34 @@ def alert_list(found: Sequence[ListedAlert], following: str | None) -> Shape:
         for one in found
     ]
     return {"success": True, "count": len(shown), "alerts": shown, "next": following}
+
+
+def job_list(found: Sequence[jobs.KeptJob], following: str | None) -> Shape:
+    """A page of failed jobs."""
+    return {"success": True, "count": len(found), "jobs": [job_row(job) for job in found], "next": following}
+
+
+def job_row(job: jobs.KeptJob) -> Shape:
+    """A failed job; ``group`` is the number of its error's group."""
+    return {one.name: getattr(job, one.name) for one in dataclasses.fields(job)}
+
+
+def whole_job(connection: Connection, number: int) -> Shape:
+    """A job with what people did to it; raises `NotFound`."""
+    history = audit.of_target(connection, jobs.target(number))
+    return {
+        "success": True,
+        "job": job_row(jobs.by_number(connection, number)),
+        "history": [history_row(entry) for entry in history],
+    }
+
+
+def acted_on_job(outcome: jobs.Acted) -> Shape:
+    """What became of an act on a job."""
+    word = "is" if outcome.changed else "was"
+    before = "" if outcome.changed else " before"
+    message = f"{jobs.target(outcome.job.number)} {word} {outcome.job.status}{before}"
+    return {"success": True, "message": message, "job": job_row(outcome.job)}
 
 
 def as_json(shape: Mapping[str, Any], *, indent: int | None = None) -> str:

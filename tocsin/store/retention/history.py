@@ -1,4 +1,4 @@
-"""What tells of rows that are gone: groups, counts, alerts."""
+"""What tells of rows that are gone: groups, counts, alerts; and the jobs beside them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, literal, select, tuple_
 
 from tocsin.lifecycle import Status
+from tocsin.store import jobs
 from tocsin.store.retention.policy import TOTALS_AGE
 from tocsin.store.retention.work import GROUPS_AT_ONCE, Done, Work, place
 from tocsin.store.schema import UtcTime, alerts, deliveries, error_counts, error_groups, error_logs, hourly_totals
@@ -106,3 +107,15 @@ def old_alerts(work: Work) -> Done:
             return removed, None
         at = rows[-1].created_at, rows[-1].id
     return removed, at
+
+
+def old_jobs(work: Work) -> Done:
+    """Jobs that were done or discarded as long ago as errors go, and failed ones beyond what may wait."""
+    removed = 0
+    while work.has_time():
+        over = jobs.remove(work.connection, jobs.is_over(work.oldest), GROUPS_AT_ONCE)
+        beyond = jobs.remove(work.connection, jobs.is_beyond(work.connection), GROUPS_AT_ONCE)
+        removed += over + beyond
+        if not over + beyond:
+            return removed, None
+    return removed, work.now

@@ -30,6 +30,7 @@ class Task(StrEnum):
     COUNTS = "counts"  #   counts per group and hour
     TOTALS = "totals"  #   counts per hour
     ALERTS = "alerts"  #   alerts with their deliveries
+    JOBS = "jobs"  #       failed jobs that were dealt with, and more than may wait
 
 
 ERRORS = (Task.AGE, Task.CLOCK, Task.HOURS, Task.SIZE)

@@ -16,8 +16,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, exists, func, not_, select
 
+from tocsin.store import jobs, schema
 from tocsin.store.leases import database_now
-from tocsin.store.retention.history import KEPT, is_last_alert, old_alerts, old_counts, old_groups, old_totals
+from tocsin.store.retention.history import KEPT, is_last_alert, old_alerts, old_counts, old_groups, old_jobs, old_totals
 from tocsin.store.retention.hours import by_hours, count_by_hours
 from tocsin.store.retention.policy import ERRORS, OLD_GROUP_AGE, TOTALS_AGE, Policy, Task
 from tocsin.store.retention.rows import CLOCKS_APART, by_age, by_clock, made_at, too_old
@@ -101,6 +102,7 @@ _DOES: dict[Task, Callable[[Work], Done]] = {
     Task.COUNTS: old_counts,
     Task.TOTALS: old_totals,
     Task.ALERTS: old_alerts,
+    Task.JOBS: old_jobs,
 }
 
 
@@ -135,6 +137,7 @@ def count(connection: Connection, policy: Policy, now: datetime | None = None) -
 
     is_future = error_logs.c.timestamp > now + CLOCKS_APART
     unknown = select(error_logs.c.id).where(is_future, error_logs.c.created_at.is_(None))
+    beyond = jobs.is_beyond(connection)
     found = Counter(
         {
             Task.AGE: number(error_logs, *too_old(now, policy)),
@@ -151,6 +154,8 @@ def count(connection: Connection, policy: Policy, now: datetime | None = None) -
             Task.COUNTS: number(error_counts, error_counts.c.hour < now - TOTALS_AGE),
             Task.TOTALS: number(hourly_totals, hourly_totals.c.hour < now - TOTALS_AGE),
             Task.ALERTS: number(alerts, alerts.c.created_at < history, ~is_last_alert()),
+            Task.JOBS: number(schema.jobs, jobs.is_over(oldest))
+            + (0 if beyond is None else number(schema.jobs, beyond)),
         }
     )
     if policy.max_bytes is not None:
