@@ -148,6 +148,8 @@ class Instance:
     memory_limit_bytes: int | None = None  #  at which it is ended: by its cgroup, its machine or `--max-memory`
     memory_trend: int | None = None  #        bytes that it grows by in an hour, as it has gone lately
     lost: int = 0  #                  errors that only were counted, since the spool was full
+    beats_every_s: float | None = None  #     how often this is said anew at the least; 0: that is not promised
+    seen_at: datetime | None = None  #  when the process itself said last that it lives; None: now
     is_alive: bool = True  #         False for one whose spool somebody else has taken over
     ended_at: datetime | None = None
     ended_how: str | None = None

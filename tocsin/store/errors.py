@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, Table, and_, bindparam, case, delete, func, select, tuple_, update
+from sqlalchemy import Connection, Table, and_, bindparam, case, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tocsin import ids, lifecycle
@@ -40,6 +40,9 @@ from tocsin.store.held import Later
 
 OLD_RELEASE_GRACE = timedelta(minutes=30)
 """For so long after a resolve an older release, still running somewhere, may fail without reopening."""
+
+SILENT = "silent"
+"""How a process ended of which nothing was heard any more, so that it was given up: it may be back."""
 
 _logs = schema.error_logs
 _groups = schema.error_groups
@@ -155,7 +158,8 @@ def write_instance(connection: Connection, instance: Instance, now: datetime) ->
     """
     Make or refresh the row of a watched process, and note its release; what is not known stays.
 
-    A dead process is not seen by what others find of it.
+    A dead process is not seen by what others find of it. What comes late changes nothing of what was said
+    since, but how it ended; and one that was given up for its silence is back when it says that it lives.
     """
     _note_releases(connection, _releases_of([instance]), now)
     _write_instance(connection, instance, now)
@@ -171,20 +175,25 @@ def note_ended(connection: Connection, instance_ids: Collection[str], now: datet
 
 def _write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
     table = schema.instances
-    values = {field.name: getattr(instance, field.name) for field in fields(instance) if field.name != "is_alive"}
-    last_seen = instance.ended_at or (now if instance.is_alive else instance.started_at)
-    statement = _upsert(connection, table).values(**values, last_seen=last_seen)
+    values = {name: getattr(instance, name) for name in _INSTANCE_COLUMNS}
+    seen_at = min(instance.seen_at or now, now) if instance.is_alive else instance.started_at
+    statement = _upsert(connection, table).values(**values, last_seen=instance.ended_at or seen_at)
+    new = statement.excluded
+    is_newer = or_(new.last_seen >= table.c.last_seen, new.ended_at.is_not(None))
     changes: dict[str, Any] = {
-        column.name: func.coalesce(statement.excluded[column.name], column)
-        if column.nullable
-        else statement.excluded[column.name]
+        column.name: case((is_newer, func.coalesce(new[column.name], column)), else_=column)
         for column in table.columns
         if not column.primary_key
     }
     for column in (table.c.last_seen, table.c.lost):  # these only grow
-        new = statement.excluded[column.name]
-        changes[column.name] = case((new > column, new), else_=column)
+        changes[column.name] = case((new[column.name] > column, new[column.name]), else_=column)
+    is_back = and_(table.c.ended_how == SILENT, new.ended_at.is_(None), new.last_seen > table.c.last_seen)
+    for column in (table.c.ended_at, table.c.ended_how):
+        changes[column.name] = case((is_back, None), else_=func.coalesce(new[column.name], column))
     connection.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changes))
+
+
+_INSTANCE_COLUMNS = [field.name for field in fields(Instance) if field.name in schema.instances.c]
 
 
 def _instances(batch: Batch) -> list[Instance]:

@@ -305,6 +305,8 @@ channel_states = _table(
     Column("last_error", Text),
 )
 
+_LIVING = text("ended_at IS NULL")
+
 instances = _table(
     "instances",
     Column("id", Text, primary_key=True),
@@ -326,6 +328,9 @@ instances = _table(
     Column("memory_limit_bytes", BigInteger),
     Column("memory_trend", BigInteger),
     Column("lost", BigInteger, nullable=False, server_default=text("0")),
+    Column("beats_every_s", Double),  #  how often its row is made anew at the least; 0 or NULL: nobody promises that
+    Column("silent_error_id", Id),  #    the error that tells of its silence; NULL while there is nothing to tell
+    Index("idx_instances_living", "last_seen", postgresql_where=_LIVING, sqlite_where=_LIVING),
 )
 
 # What a service does in the end for a person: see `tocsin.store.jobs`.

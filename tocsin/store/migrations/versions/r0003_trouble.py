@@ -24,8 +24,19 @@ def upgrade() -> None:
         sa.Column("loop_lag_ms", sa.Integer()),
         sa.Column("memory_limit_bytes", sa.BigInteger()),
         sa.Column("memory_trend", sa.BigInteger()),
+        sa.Column("beats_every_s", sa.Double()),
+        sa.Column("silent_error_id", Id()),
     ):
         op.add_column("instances", column, schema=schema)
+    living = sa.text("ended_at IS NULL")
+    op.create_index(
+        "idx_instances_living",
+        "instances",
+        ["last_seen"],
+        schema=schema,
+        postgresql_where=living,
+        sqlite_where=living,
+    )
     op.create_table(
         "jobs",
         sa.Column("id", Id(), nullable=False),
