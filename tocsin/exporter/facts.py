@@ -6,15 +6,15 @@ Read the same way whether the process wrote them on this machine or sent them: b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from tocsin import clock
+from tocsin.exporter.arguments import tidy as tidy_arguments
 from tocsin.exporter.foreign import uuid_of
-from tocsin.exporter.scrub import scrub_text, scrub_value
+from tocsin.exporter.scrub import scrub_text
 from tocsin.model import Beat, DependencyState, Fact, Job, Recovery
 from tocsin.text import clean, one_line
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 KINDS: Final = ("recovered", "job", "beat", "dependency")
 
 MOST_ATTEMPTS: Final = 20
-MOST_ARGUMENTS: Final = 16 * 1024
-"""Characters of a job's arguments as JSON; beyond it they are left out, which is said."""
 LONGEST_S: Final = 366 * 86_400.0
 
 _NAME = 200
@@ -126,10 +124,8 @@ def _job(content: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key in ("file", "folder", "category", "exception_type"):
         found[key] = _text(content, key, 1024) or None
-    scrubbed = scrub_value({"args": arguments.get("args"), "kwargs": arguments.get("kwargs")})
-    if len(json.dumps(scrubbed)) > MOST_ARGUMENTS:
-        scrubbed, found["changed"] = {"args": [], "kwargs": {}}, ["arguments"]
-    found["arguments"] = scrubbed
+    found["arguments"], altered = tidy_arguments(arguments)
+    found["changed"] = list(dict.fromkeys([*found["changed"], *altered]))
     return found
 
 
