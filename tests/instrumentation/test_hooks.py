@@ -130,6 +130,32 @@ def test_a_callback_that_raises_is_an_error_once(watched: Watched, capfd: pytest
     assert (watched.row().exception_type, watched.row().count) == ("ZeroDivisionError", 1)
 
 
+_LATE_LOOP = """
+import sys
+assert "asyncio" not in sys.modules
+import asyncio, gc
+
+async def work():
+    raise LookupError("lost")
+
+async def main():
+    asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    gc.collect()
+
+asyncio.run(main())
+"""
+
+
+def test_asyncio_is_watched_from_its_import_on(tmp_path: Path, sqlite_url: str) -> None:
+    """A program that has no loop does not wait for it."""
+    done = run_program(tmp_path, _LATE_LOOP, sqlite_url)
+
+    assert done.returncode == 0, done.stderr
+    (row,) = rows_of(sqlite_url)
+    assert (row.message, row.mechanism) == ("lost", "asyncio")
+
+
 def test_uvloop_is_watched_as_well(watched: Watched) -> None:
     if importlib.util.find_spec("uvloop") is None:
         missing_part("uvloop")

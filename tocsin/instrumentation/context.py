@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import sys
@@ -326,21 +325,28 @@ def where() -> dict[str, Any]:
     thread = threading._active.get(ident)  # type: ignore[attr-defined]
     name = thread.name if thread is not None else "unknown"
     found: dict[str, Any] = {semconv.THREAD_NAME: clean(str(name), 100), semconv.THREAD_ID: ident}
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return found
+    task = current_task()
     if task is not None:
         found[semconv.TASK_NAME] = clean(task.get_name(), 100)
     return found
 
 
+def running_loop() -> Any:
+    """The event loop that runs in this thread; None without one, and in a program that has not loaded asyncio."""
+    events = sys.modules.get("asyncio.events")
+    running = getattr(events, "_get_running_loop", None)  # missing while it is being imported just now
+    return running() if running is not None else None
+
+
+def current_task() -> Any:
+    """The task that runs in this thread; None outside of one."""
+    loop = running_loop()
+    return sys.modules["asyncio"].current_task(loop) if loop is not None else None
+
+
 def unit_key() -> str:
     """A name for the unit of work outside a request: the thread and the task."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    task = current_task()
     return f"{threading.get_ident()}:{id(task) if task is not None else 0}"
 
 

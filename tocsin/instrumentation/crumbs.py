@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import threading
-from asyncio import _get_running_loop, current_task
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from urllib.parse import unquote
 from tocsin.contained import contained
 from tocsin.exporter.breadcrumbs import MOST_CHARS, Kind
 from tocsin.exporter.scrub import scrub_text
-from tocsin.instrumentation.context import current_scope, root_of
+from tocsin.instrumentation.context import current_scope, current_task, root_of
 from tocsin.instrumentation.stacks import make_room
 from tocsin.text import clean
 
@@ -145,8 +144,7 @@ def _trail() -> deque[Crumb]:
         return found  # type: ignore[no-any-return]
     task = _own.task
     if task is None:
-        loop = _get_running_loop()
-        task = current_task(loop) if loop is not None else None
+        task = current_task()
     if task is None:
         return _own.trail
     try:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import sys
 import threading
 from collections.abc import Callable
-from types import FunctionType, MethodType, TracebackType
+from types import FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any, Final
 
 from tocsin.contained import contained
 from tocsin.exporter.classify import qualified
 from tocsin.instrumentation import crumbs, ends, stacks, state
 from tocsin.instrumentation.context import current_facts, current_scope
+from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
 from tocsin.instrumentation.patches import Layer, Patch, layer_of
 from tocsin.instrumentation.state import Sighting
@@ -24,7 +24,7 @@ def install() -> None:
     """Hook in, each hook calling the one it found; harmless when called twice."""
     for patch in _PATCHES:
         patch.install()
-    _watch_loops()
+    after_import("asyncio", _watch_loops)
 
 
 def uninstall() -> None:
@@ -124,33 +124,33 @@ _PATCHES: Final = [
 
 # Event loops
 
+_root: Any = object  # of them all, once asyncio is there
 _loops: list[Patch] = []
 _was_born: classmethod[Any, ..., None] | None = None
 
 
-def _watch_loops() -> None:
+def _watch_loops(module: ModuleType) -> None:
     """On the classes, those of the standard library, of uvloop and of whoever derives from them, also later."""
-    global _was_born
-    root = asyncio.AbstractEventLoop
-    for kind in _kinds_of(root):
+    global _root, _was_born
+    _root = module.AbstractEventLoop
+    for kind in _kinds_of(_root):
         _patch_loop(kind)
-    if _was_born is None and "__init_subclass__" not in vars(root):
+    if _was_born is None and "__init_subclass__" not in vars(_root):
         _was_born = classmethod(_note_birth)
-        root.__init_subclass__ = _was_born  # type: ignore[assignment]
+        _root.__init_subclass__ = _was_born
 
 
 def _forget_loops() -> None:
     global _was_born
     while _loops:  # what is derived was patched last
         _loops.pop().uninstall()
-    root = asyncio.AbstractEventLoop
-    if _was_born is not None and vars(root).get("__init_subclass__") is _was_born:
-        del root.__init_subclass__
+    if _was_born is not None and vars(_root).get("__init_subclass__") is _was_born:
+        del _root.__init_subclass__
     _was_born = None
 
 
 def _note_birth(kind: type, **options: Any) -> None:
-    super(asyncio.AbstractEventLoop, kind).__init_subclass__(**options)  # type: ignore[misc]
+    super(_root, kind).__init_subclass__(**options)
     if _was_born is not None:
         with contained("watching a kind of event loop"):
             _patch_loop(kind)
@@ -169,7 +169,7 @@ def _patch_loop(kind: type) -> None:
     for name, make in _LOOP_METHODS.items():
         found = getattr(kind, name, None)
         layer = layer_of(found)
-        if found is None or found is getattr(asyncio.AbstractEventLoop, name) or (layer is not None and layer.is_on):
+        if found is None or found is getattr(_root, name) or (layer is not None and layer.is_on):
             continue
         patch = Patch(kind, name, make)
         patch.install()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -21,10 +20,9 @@ def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
 
     The same function waits once, however often it is given, so that starting anew leaves nothing behind.
     """
-    module = sys.modules.get(name)
-    if module is not None:
+    if sys.modules.get(name) is not None:
         with contained(f"patching {name}"):
-            then(module)
+            then(importlib.import_module(name))  # waits for another thread that is importing it just now
         return
     waiting = _waiting.setdefault(name, [])
     if _identity(then) not in map(_identity, waiting):
@@ -48,12 +46,12 @@ def forget() -> None:
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Lets the other finders find, and wraps the loader of the modules that are waited for."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         if fullname not in _waiting:
             return None
         for finder in sys.meta_path:
@@ -62,18 +60,19 @@ class _Finder(importlib.abc.MetaPathFinder):
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    _wrap(spec.loader, fullname)
+                    _wrap(spec.loader)
                 return spec
         return None
 
 
-def _wrap(loader: Any, fullname: str) -> None:
+def _wrap(loader: Any) -> None:
     execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
+        name = module.__name__  # of many, where it is the loader of an archive
         execute(module)
-        for then in _waiting.pop(fullname, []):
-            with contained(f"patching {fullname}"):
+        for then in _waiting.pop(name, []):
+            with contained(f"patching {name}"):
                 then(module)
 
     loader.exec_module = exec_module

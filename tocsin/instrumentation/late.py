@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import gc
 import sys
@@ -75,15 +74,14 @@ def _frames_of(one: UnderWay) -> Iterator[traceback.FrameSummary]:
 
 def _tasks_of(root: Any, work: object) -> Iterator[Any]:
     """Tasks that the request has started in this thread's loop: a framework streams its answer in one."""
-    try:
-        tasks = asyncio.all_tasks()
-    except RuntimeError:  # no loop runs here
+    loop = context.running_loop()
+    if loop is None:
         return
-    for task in tasks:
+    for task in sys.modules["asyncio"].all_tasks(loop):
         around = task.get_context() if hasattr(task, "get_context") else getattr(task, "_tocsin_context", None)
         scope = around.get(context.current_scope) if around is not None else None
         is_own = any(one is work for one in _chain_of(task))
-        if scope is not None and not is_own and context.root_of(scope) is root and task is not asyncio.current_task():
+        if scope is not None and not is_own and context.root_of(scope) is root and task is not context.current_task():
             yield task
 
 

@@ -8,7 +8,6 @@ signal end it. What waits, waits in a thread: a handler interrupts the program a
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import signal
@@ -18,16 +17,22 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, ModuleType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tocsin import clock, requests
 from tocsin.contained import contained
-from tocsin.instrumentation import ends, late, signals, state
+from tocsin.instrumentation import context, ends, late, signals, state
 from tocsin.instrumentation.capture import Capture
 from tocsin.instrumentation.imports import after_import
-from tocsin.instrumentation.patches import Layer, Patch
+from tocsin.instrumentation.patches import Layer, Patches
 from tocsin.instrumentation.state import Sighting
 from tocsin.model import Severity
+
+# asyncio is loaded where a loop runs or is about to: a program without any would wait 20 ms for it.
+# ruff: noqa: PLC0415
+
+if TYPE_CHECKING:
+    import asyncio
 
 MECHANISM: Final = "on_shutdown"
 CALLBACK_TIMEOUT_S: Final = 10.0
@@ -83,7 +88,7 @@ def on_shutdown(callback: Callback, *, timeout_s: float = CALLBACK_TIMEOUT_S) ->
     Returns:
         The callback itself.
     """
-    _wishes.append(_Wish(callback, timeout_s, _running_loop()))
+    _wishes.append(_Wish(callback, timeout_s, context.running_loop()))
     return callback
 
 
@@ -97,7 +102,7 @@ def install(close: Callable[[], None]) -> None:
     global _close
     _close = close
     signals.install(_note_stop, end)
-    _LOOPS.install()
+    after_import("asyncio", _patch_asyncio)
     after_import("uvloop", _patch_uvloop)
     after_import("uvicorn.server", _patch_server)
 
@@ -105,7 +110,7 @@ def install(close: Callable[[], None]) -> None:
 def uninstall() -> None:
     """Put back what was found, where nobody has wrapped it since."""
     signals.uninstall()
-    _LOOPS.uninstall()
+    _patches.uninstall()
 
 
 def begin_anew() -> None:
@@ -179,6 +184,8 @@ async def _run_wishes_in_loop(is_forced: Callable[[], bool] = _never, of: object
     Args:
         of: only what was wished for in this loop.
     """
+    import asyncio
+
     while (wish := _take(of)) is not None and not is_forced():
         busy: list[int] = []
         work = asyncio.ensure_future(_fulfil(wish, busy))
@@ -211,6 +218,8 @@ async def _fulfil(wish: _Wish, busy: list[int]) -> None:
     Args:
         busy: holds the number of the thread while one works for it.
     """
+    import asyncio
+
     if inspect.iscoroutinefunction(wish.call):
         await wish.call()
         return
@@ -274,6 +283,8 @@ def _fulfil_in_thread(wish: _Wish) -> None:
     try:
         found = wish.call()
         if isinstance(found, Awaitable):
+            import asyncio
+
             asyncio.run(finish(found))
     except BaseException as exc:
         _tell(exc)
@@ -313,7 +324,7 @@ def end(number: int, frame: FrameType | None) -> None:
         _die(number)
     if _ending is None:
         _note_stop(True)
-        _ending = _Ending(number, _running_loop())
+        _ending = _Ending(number, context.running_loop())
         _ending.start()
     if _ending.is_held():
         _ending.wait(_HOLD_S)
@@ -375,6 +386,8 @@ class _Ending:
 
     def _callbacks(self) -> None:
         if self._loop is not None and not self._loop.is_closed() and _wishes:
+            import asyncio
+
             in_all_s = sum(one.timeout_s + 2 * _LEAST_S for one in _wishes)
             work = asyncio.run_coroutine_threadsafe(_run_wishes_in_loop(), self._loop)
             try:
@@ -402,13 +415,6 @@ def _tell_busy(left: list[_Wish]) -> None:
         _tell_hanging(wish, late.frames_of_thread(threading.main_thread().ident or 0))
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _die(number: int) -> None:
     """In the main thread: end as without us; who watches the end need not wonder, whoever has sent the signal."""
     if ends.watched_by:
@@ -420,7 +426,7 @@ def _die(number: int) -> None:
 
 def _force(number: int) -> None:
     """From another thread, where Python lets nobody change a handler."""
-    import ctypes  # noqa: PLC0415  (dear, and as good as never)
+    import ctypes  # dear, and as good as never
 
     with contained("ending the program"):
         ctypes.CDLL(None).signal(number, signal.SIG_DFL.value)
@@ -444,11 +450,15 @@ def _closing(layer: Layer) -> Callable[..., Any]:
     return close
 
 
-_LOOPS: Final = Patch(asyncio.SelectorEventLoop, "close", _closing)
+_patches: Final = Patches()
+
+
+def _patch_asyncio(module: ModuleType) -> None:
+    _patches.install(module.SelectorEventLoop, "close", _closing)
 
 
 def _patch_uvloop(module: ModuleType) -> None:
-    Patch(module.Loop, "close", _closing).install()
+    _patches.install(module.Loop, "close", _closing)
 
 
 # uvicorn, by itself and as a worker of gunicorn
@@ -458,7 +468,7 @@ def _patch_server(module: ModuleType) -> None:
     """Give its stop a bound, name the requests that it cuts off, and run the callbacks behind the lifespan's."""
     for name, make in (("shutdown", _stopping), ("_wait_tasks_to_complete", _waiting)):
         if hasattr(module.Server, name):  # earlier versions do not wait in a function of its own
-            Patch(module.Server, name, make).install()
+            _patches.install(module.Server, name, make)
 
 
 def _stopping(layer: Layer) -> Callable[..., Any]:
@@ -483,6 +493,8 @@ def _stopping(layer: Layer) -> Callable[..., Any]:
 
 
 def _waiting(layer: Layer) -> Callable[..., Any]:
+    import asyncio
+
     async def _wait_tasks_to_complete(self: Any) -> None:
         try:
             await layer.before(self)
