@@ -159,6 +159,26 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
     assert theirs <= OPTIONAL | sys.stdlib_module_names
 
 
+DEAR = ("asyncio", "ssl", "subprocess", "tempfile", "uuid", "decimal", "hashlib", "pickle", "importlib.resources")
+
+
+def test_a_program_waits_for_no_library_that_it_may_not_use(tmp_path: Path) -> None:
+    """Each takes milliseconds at every start; what needs them, needs them later."""
+    code = "import sys; before = set(sys.modules); import tocsin; tocsin.init(service='shop');"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code} print(*set(sys.modules) - before)"],
+        env={"PYTHONPATH": str(PACKAGE.parent), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    loaded = done.stdout.split()
+    assert "tocsin.instrumentation.hooks" in loaded
+    assert [name for name in DEAR if name in loaded] == []
+
+
 HEAVY = (
     *("sqlalchemy", "alembic", "asyncpg", "telegram", "apscheduler", "starlette", "uvicorn", "opentelemetry.sdk"),
     "google.protobuf",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import time
@@ -39,5 +38,7 @@ def is_own(error_id: str) -> bool:
 @lru_cache(maxsize=4096)
 def group_id(fingerprint: str, service: str, environment: str) -> str:
     """The id of the group that errors with this fingerprint form there: 32 hex digits, no look-up needed."""
+    import hashlib  # noqa: PLC0415  (it loads OpenSSL, for which no program shall wait)
+
     named = "\x1f".join((fingerprint, service, environment))
     return hashlib.sha256(named.encode("utf-8", "backslashreplace")).hexdigest()[:32]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 
 from tocsin.model import Frame
 from tocsin.text import one_line
@@ -77,6 +76,8 @@ def fingerprint(
         parts = ["foreign", kind, *said, *_names(frames)[-_MOST_FOREIGN_FRAMES:]]
     else:
         parts = ["message", kind or logger or "", place or "", template(message)]
+    from hashlib import blake2b  # noqa: PLC0415  (it loads OpenSSL, for which no program shall wait)
+
     digest = blake2b(digest_size=16, usedforsecurity=False)
     for part in parts:
         data = part.encode("utf-8", "backslashreplace")

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import unquote_plus
-from uuid import UUID
 
 from tocsin.contained import pass_on
 from tocsin.text import STACK_LIMIT, clean
@@ -640,13 +638,14 @@ def _big(number: int) -> str:
         return hex(number)[:64] + "…"
 
 
-_SHOWN = (float, complex, Decimal, Fraction, UUID, timedelta, range)
+_SHOWN = (float, complex, timedelta, range)
+_SHOWN_WHERE_LOADED = (("decimal", "Decimal"), ("fractions", "Fraction"), ("uuid", "UUID"))
 
 
 def _plain(value: object) -> str:
     """An object as text: what we know is safe to ask, and of all else only the class."""
     kind = type(value)
-    if kind in _SHOWN:
+    if kind in _SHOWN or any(kind is vars(sys.modules.get(home, sys)).get(name) for home, name in _SHOWN_WHERE_LOADED):
         return str(value)
     if isinstance(value, datetime | date | time) and kind.__module__ == "datetime":
         return value.isoformat()

@@ -7,7 +7,6 @@ that notices. A job that succeeds pays nothing.
 
 from __future__ import annotations
 
-import pickle
 import sys
 from concurrent.futures import Future
 from functools import partial
@@ -214,6 +213,8 @@ class _Ticket:
     """Unpickled in the child it starts tocsin there; it names nothing that the child might not find."""
 
     def __reduce__(self) -> tuple[Any, ...]:
+        import pickle  # noqa: PLC0415  (which is at work here)
+
         return exec, (_BEGIN.format(settings=pickle.dumps(state.settings)), {})
 
 

@@ -13,7 +13,6 @@ import linecache
 import os
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -325,7 +324,6 @@ def is_app_file(file: str) -> bool:
 
 
 _OWN_FOLDER: Final = str(Path(__file__).resolve().parent.parent) + os.sep
-_STDLIB: Final = sysconfig.get_paths()["stdlib"]
 
 
 def safe_message(exc: BaseException) -> str:
