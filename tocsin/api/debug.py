@@ -24,7 +24,7 @@ from tocsin.failures import StoreAway
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
-from tocsin.store import alerts, groups, migrate, queries, shapes
+from tocsin.store import alerts, groups, jobs, migrate, queries, shapes
 
 BASE = "/api/debug"
 MUTED_FOR = timedelta(hours=1)
@@ -269,7 +269,8 @@ async def mute_span(request: Request) -> timedelta:
 
 async def get_queue(request: Request, house: House) -> Response:
     figures = dict.fromkeys(("active", "waiting", "failed", "completed", "delayed", "totalKeys"), 0)
-    return answer({"success": True, "queue": {"name": None} | figures, "queues": [], "jobs": {"failed": 0}})
+    failed = await house.store.read(jobs.count_failed)
+    return answer({"success": True, "queue": {"name": None} | figures, "queues": [], "jobs": {"failed": failed}})
 
 
 async def get_memory(request: Request, house: House) -> Response:
@@ -293,10 +294,6 @@ async def _instances_or_none(house: House) -> list[dict[str, Any]]:
 async def list_instances(request: Request, house: House) -> Response:
     rows = await house.store.read(queries.list_instances)
     return answer({"success": True, "count": len(rows), "instances": rows})
-
-
-async def list_jobs(request: Request, house: House) -> Response:
-    return answer({"success": True, "count": 0, "jobs": [], "next": None})
 
 
 async def get_openapi(request: Request, house: House) -> Response:
@@ -522,7 +519,7 @@ CALLS = (
         path=f"{BASE}/queue",
         right=Right.READ,
         run=get_queue,
-        about="The queues that are watched.",
+        about="The queues that are watched, and how many failed jobs wait for a person.",
         gives=_SUCCESS
         | {
             "queue": {"type": "object", "properties": {"name": _maybe(_TEXT)}, "additionalProperties": _COUNT},
@@ -558,14 +555,6 @@ CALLS = (
         about="Alerts with their deliveries and every attempt, newest first.",
         takes=(_LIMIT, _BEFORE),
         gives=_list_of("alerts", _ref("Alert")),
-    ),
-    Call(
-        method="GET",
-        path=f"{BASE}/jobs",
-        right=Right.READ,
-        run=list_jobs,
-        about="Jobs that failed after their retries.",
-        gives=_list_of("jobs", {"type": "object"}),
     ),
     Call(
         method="GET",

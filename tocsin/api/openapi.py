@@ -20,6 +20,12 @@ _COUNT = {"type": "integer", "minimum": 0}
 _COUNTS = {"type": "object", "additionalProperties": _COUNT}
 _TIME = {"type": "string", "format": "date-time"}
 _INWARD = {"mark", "marked_at", "rows_pending"}
+_OF_JOB: dict[str, Any] = {
+    "arguments": {},  # what a service has sent, and JSON
+    "changed": {},
+    "attempts": {},
+    "group": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+}
 
 
 def document(calls: Iterable[Call], *, root: str) -> dict[str, Any]:
@@ -109,6 +115,7 @@ def _schemas() -> dict[str, Any]:
         "Error": _object(_columns(schema.error_logs) | {"group": _maybe({"type": "integer"})}),
         "Group": _object(_columns(schema.error_groups, _INWARD)),
         "Instance": _object(_columns(schema.instances)),
+        "Job": _object(_columns(schema.jobs) | _OF_JOB),
         "Alert": _object(
             {one.name: {} for one in dataclasses.fields(alerts.Alert)}
             | {"group": _maybe({"type": "integer"}), "deliveries": {"type": "array", "items": _object(delivery)}}
