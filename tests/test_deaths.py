@@ -47,6 +47,7 @@ def told(folder: Path, **values: Any) -> Told:
         "memory_bytes": 0,
         "max_memory": 0,
         "is_forced": False,
+        "grew": "",
         "stderr": b"",
     }
     return Told(**(defaults | values))
@@ -124,6 +125,20 @@ def test_too_much_memory_is_said_with_reading_and_limit(is_forced: bool, how: st
     assert found.context["process.memory_bytes"] == 312 * 2**20
     assert found.context["process.memory_limit_bytes"] == 300 * 2**20
     assert found.context["process.uptime_s"] == 90.0
+
+
+def test_what_grew_is_said_and_makes_no_other_group(tmp_path: Path) -> None:
+    """As the program has said it of itself, while it could; a secret in a name of its is none here."""
+    memory = {"how": "restarted", "code": -15, "memory_bytes": 312 * 2**20, "max_memory": 300 * 2**20}
+    grew = "shop.Order by 118,204; the list shop.KEPT has 118,204 items (shop.Order)\npassword=hunter2hunter2"
+
+    found, bare = (decoded(line_of(told(tmp_path, grew=said, **memory), [])) for said in (grew, ""))
+
+    assert "; grew most: shop.Order by 118,204; the list shop.KEPT has 118,204 items" in found.message
+    assert found.context["process.memory_grew"].startswith("shop.Order by 118,204")
+    assert "hunter2" not in found.message + str(found.context)
+    assert "\n" not in found.message
+    assert found.fingerprint == bare.fingerprint
 
 
 def test_the_fuller_line_takes_the_place_of_the_bare_one(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ _WARNING: Final = 13
 _DRAIN_S: Final = 3.0
 _MOST_TIMES: Final = 50
 _OLD_S: Final = 3600.0
+_OLD_FINDING_S: Final = 30 * 86_400.0  # a process that lives on has it for as long as its memory is that high
+_GREW_LIMIT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Told:
     memory_bytes: int  #      that was beyond …
     max_memory: int  #        … this
     is_forced: bool
+    grew: str  #              in its memory, as it has said itself
     stderr: bytes
 
     @classmethod
@@ -150,6 +153,7 @@ def evidence_of(told: Told, left: Sequence[Orphan]) -> Evidence:
         has_core=told.has_core,
         peak_bytes=told.peak_bytes,
         stderr=told.stderr,
+        grew=one_line(clean(scrub.scrub_text(told.grew)), _GREW_LIMIT),
     )
     for orphan in left:
         birth, header = spooling.birth_of(orphan.stem), spooling.header_of(orphan.segments())
@@ -164,6 +168,7 @@ def _memory_line(told: Told, evidence: Evidence) -> bytes:
     how = "killed, since it did not stop" if told.is_forced else "stopped"
     message = f"{evidence.name} took {taken} of memory, more than {limit}: {how}, and started again"
     attributes = {
+        semconv.TEMPLATE: clean(message),  # whatever grew, it is the same
         **deathnote.figures(evidence),
         semconv.PROCESS_MEMORY: told.memory_bytes,
         semconv.PROCESS_MEMORY_LIMIT: told.max_memory,
@@ -173,7 +178,7 @@ def _memory_line(told: Told, evidence: Evidence) -> bytes:
         told.ended_ns,
         Severity.MEDIUM,
         kind=MEMORY_LIMIT,
-        message=message,
+        message=f"{message}; grew most: {evidence.grew}" if evidence.grew else message,
         place="memory limit",
         attributes=attributes,
     )
@@ -300,10 +305,11 @@ def _store(told: Told, settings: Settings) -> None:
 
 def _sweep(folder: Path) -> None:
     """Delete what programs noted for a parent that was killed."""
-    for path in folder.glob("*.told"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _OLD_S:
-                path.unlink()
+    for pattern, old_s in (("*.told", _OLD_S), ("*.grew", _OLD_FINDING_S)):
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > old_s:
+                    path.unlink()
 
 
 def _say(text: str) -> None:

@@ -499,6 +499,7 @@ def as_text(value: Any) -> str:
 # Names read elsewhere: by `tocsin run` for its child, and by the tests.
 _NOT_SETTINGS = {
     *("TOCSIN_REQUIRE_ALL", "TOCSIN_RUN", "TOCSIN_STARTED", "TOCSIN_TOLD", "TOCSIN_WATCHER", "TOCSIN_INSTANCE"),
+    "TOCSIN_MAX_MEMORY",
 }
 
 _OPTIONS = {"TOCSIN_HOST": "--host", "TOCSIN_PORT": "--port"}

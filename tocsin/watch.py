@@ -127,7 +127,7 @@ class Run:
     """The program from a start to its end; times in nanoseconds of the epoch, 0 for never."""
 
     __slots__ = (
-        *("asked", "began_ns", "began_s", "ended_ns", "forced", "instance", "kill_at_s", "memory_bytes"),
+        *("asked", "began_ns", "began_s", "ended_ns", "forced", "grew", "instance", "kill_at_s", "memory_bytes"),
         *("note", "oom_kills", "peak_bytes", "pid", "relay", "status", "stopping_ns", "told"),
     )
 
@@ -137,6 +137,7 @@ class Run:
         self.pid = 0
         self.instance = instance or uuid7(self.began_ns)
         self.told = f"{plan.folders[0]}/{self.instance}.told" if plan.folders else ""
+        self.grew = f"{plan.folders[0]}/{self.instance}.grew" if plan.folders else ""  # what it says of its memory
         self.asked: list[int] = []  # signals that came for it
         self.stopping_ns = 0  #       since when it was asked to stop
         self.memory_bytes = 0  #      what was too much
@@ -311,6 +312,8 @@ def start(run: Run, command: Sequence[str], plan: Plan, signals: Signals, enviro
         "TOCSIN_WATCHER": str(os.getpid()),
         "TOCSIN_INSTANCE": run.instance,
     }
+    if plan.max_memory:
+        environ["TOCSIN_MAX_MEMORY"] = f"{plan.max_memory} {os.getpid()}"
     failed, failing = os.pipe()
     parent = os.getpid()
     run.pid = os.fork()
@@ -874,6 +877,7 @@ def _record(run: Run, plan: Plan, how: str, error_id: str, seen: Mapping[str, ob
         "memory_bytes": run.memory_bytes,
         "max_memory": plan.max_memory,
         "is_forced": run.forced,
+        "grew": _read(run.grew).decode("utf-8", "replace"),
     }
     reporter = Reporter(plan.path, evidence)
     until = time.monotonic() + _REPORT_S
@@ -1011,6 +1015,7 @@ def _lock(fd: int) -> bool:
 def _forget(run: Run, reader_s: float) -> None:
     """Let go of what was of this run alone."""
     _remove(run.told)
+    _remove(run.grew)
     if run.relay is not None:
         run.relay.let_go(reader_s)
 

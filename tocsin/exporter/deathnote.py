@@ -58,6 +58,7 @@ class Evidence:
     has_core: bool = False  #         there is a core dump of it
     peak_bytes: int = 0  #            the most memory that it, or one that it waited for, ever took; 0: not known
     with_machine: bool = False  #     the machine has started anew since it was alive
+    grew: str = ""  #                 what grew in its memory, as it has said itself; cleaned
 
     @property
     def name(self) -> str:
@@ -221,6 +222,7 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         semconv.PROCESS_OOM_KILLS: evidence.oom_kills,
         semconv.PROCESS_PEAK: evidence.peak_bytes or None,
         semconv.PROCESS_STOPPING: _seconds(evidence.stop_ns, evidence.ended_ns),
+        semconv.PROCESS_GREW: evidence.grew or None,
     }
     if words is not None:
         found[semconv.PROCESS_MEMORY] = words.memory_bytes or None
