@@ -74,6 +74,7 @@ LATE = {
     "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "exporter/drain.py": "exporter",  #  what stores an error is loaded at the first one: a program shall start
+    "instrumentation/memory.py": "instrumentation",  # what grew is asked once in a life, and mostly never
     "instrumentation/startup/sitecustomize.py": "instrumentation",  # nothing of ours may stop an interpreter
 }
 """Files that may import some of our own modules late."""
