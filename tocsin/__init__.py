@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tocsin import api as api
     from tocsin.instrumentation.asgi import TocsinMiddleware as TocsinMiddleware
     from tocsin.instrumentation.context import context as context
+    from tocsin.instrumentation.dependency import dependency as dependency
     from tocsin.instrumentation.protect import protect as protect
     from tocsin.instrumentation.protect import track_error as track_error
     from tocsin.instrumentation.shutdown import on_shutdown as on_shutdown
@@ -29,6 +30,7 @@ _HOMES = {
     "track_error": "tocsin.instrumentation.protect",
     "protect": "tocsin.instrumentation.protect",
     "context": "tocsin.instrumentation.context",
+    "dependency": "tocsin.instrumentation.dependency",
     "on_shutdown": "tocsin.instrumentation.shutdown",
     "TocsinMiddleware": "tocsin.instrumentation.asgi",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "api",
     "context",
+    "dependency",
     "flush",
     "init",
     "on_shutdown",

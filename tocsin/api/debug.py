@@ -24,7 +24,7 @@ from tocsin.failures import StoreAway
 from tocsin.lifecycle import Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
-from tocsin.store import alerts, groups, jobs, migrate, queries, shapes
+from tocsin.store import alerts, dependencies, groups, jobs, migrate, queries, shapes
 
 BASE = "/api/debug"
 MUTED_FOR = timedelta(hours=1)
@@ -44,13 +44,16 @@ _STATUSES = tuple(Status)
 async def health(request: Request, house: House) -> Response:
     """How tocsin itself stands; the database is asked by a real write, and nothing here hangs."""
     now = clock.now()
-    writable, found = await asyncio.gather(
+    silent_after = timedelta(seconds=house.settings.silent_after_s)
+    writable, found, needed = await asyncio.gather(
         takes_a_write(house),
         within(_HEALTH_WITHIN_S, _read(house, queries.recent, now - timedelta(hours=1))),
+        within(_HEALTH_WITHIN_S, _read(house, dependencies.current, now, silent_after)),
     )
     ringing = alerts_state(house)
     has_failed = not writable
-    is_degraded = found is None or ringing["status"] == "error"
+    away = [one.name for one in needed or () if one.is_away]
+    is_degraded = found is None or ringing["status"] == "error" or bool(away)
     return answer(
         {
             "status": "error" if has_failed else "degraded" if is_degraded else "ok",
@@ -69,9 +72,11 @@ async def health(request: Request, house: House) -> Response:
                 "env": house.settings.environment,
             },
             "services": {
-                "database": "connected" if writable else "error",
                 "redis": "off",
+                **{one.name: "connected" for one in needed or ()},
+                "database": "connected" if writable else "error",
                 **{name: ringing[name] for name in _CHANNELS},
+                **dict.fromkeys(away, "error"),
             },
             "alerts": ringing,
             "recentErrors": {"count": found.count if found else 0, "last": found.last if found else None},

@@ -7,7 +7,7 @@ Redis counts as ``queue``: the services that tocsin watches keep their jobs in i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -255,6 +255,46 @@ _AWAY_TEXT = re.compile(
 _LOST = frozenset({"ConnectionError", "socket.gaierror", "ssl.SSLError"})
 _CONNECTING = frozenset({"asyncpg.connect_utils", "asyncpg.pool", "sqlalchemy.pool.base", "sqlalchemy.pool.impl"})
 
+# What else says that somebody cannot be reached, whoever it is …
+_UNREACHABLE_TYPES = frozenset(
+    {
+        "socket.gaierror",
+        "ssl.SSLEOFError",
+        "ssl.SSLZeroReturnError",
+        "asyncio.exceptions.IncompleteReadError",
+        "redis.exceptions.ClusterDownError",
+        "httpx.NetworkError",
+        "httpx.TimeoutException",
+        "httpx.RemoteProtocolError",
+        "httpx.ProxyError",
+        "httpcore.NetworkError",
+        "httpcore.TimeoutException",
+        "httpcore.RemoteProtocolError",
+        "requests.exceptions.ConnectionError",
+        "requests.exceptions.Timeout",
+        "requests.exceptions.ChunkedEncodingError",
+        "urllib3.exceptions.TimeoutError",
+        "urllib3.exceptions.ProtocolError",
+        "urllib3.exceptions.NewConnectionError",
+        "urllib3.exceptions.MaxRetryError",
+        "aiohttp.client_exceptions.ClientConnectionError",
+        "botocore.exceptions.HTTPClientError",
+        "elastic_transport.ConnectionError",
+        "elastic_transport.ConnectionTimeout",
+        "kafka.errors.NoBrokersAvailable",
+        "kafka.errors.KafkaConnectionError",
+        "aiokafka.errors.KafkaConnectionError",
+        "nats.errors.ConnectionClosedError",
+        "nats.errors.NoServersError",
+        "smtplib.SMTPServerDisconnected",
+        "smtplib.SMTPConnectError",
+        "aiosmtplib.errors.SMTPConnectError",
+        "aiosmtplib.errors.SMTPServerDisconnected",
+    }
+)
+# … and only by itself: its children are about something else.
+_UNREACHABLE_ALONE = frozenset({"psycopg.OperationalError", "psycopg2.OperationalError", "urllib.error.URLError"})
+
 _VALIDATION_IN_REQUEST = frozenset(
     {
         "fastapi.exceptions.RequestValidationError",
@@ -354,6 +394,23 @@ def is_error(exc: BaseException) -> bool:
         if _NOT_ERRORS.isdisjoint(_names_of(type(one))):
             return True
     return False
+
+
+def says_unreachable(names: tuple[str, ...], message: Callable[[], str]) -> bool:
+    """
+    Whether an exception says of whatever it talked to that it cannot be reached.
+
+    Args:
+        names: qualified, of its class and the bases.
+        message: asked for only where it matters.
+    """
+    if names[:1] and names[0] in _UNREACHABLE_ALONE:
+        return True
+    if not _AWAY_TYPES.isdisjoint(names) or not _UNREACHABLE_TYPES.isdisjoint(names):
+        return True
+    # An OSError of its own is what asyncio makes of several addresses of which none answers.
+    is_said = names[:1] == ("OSError",) or not _AWAY_TEXT_TYPES.isdisjoint(names)
+    return is_said and _AWAY_TEXT.search(message()[:4096]) is not None
 
 
 def status_of(exc: BaseException, names: tuple[str, ...]) -> int | None:

@@ -85,6 +85,11 @@ def fingerprint(
     return f"{VERSION}-{digest.hexdigest()}"
 
 
+def of_place(place: str) -> str:
+    """The fingerprint of what its place alone tells, whatever is said there: "redis is away"."""
+    return fingerprint(exception_type=None, frames=[], message="", place=place)
+
+
 def template(message: str) -> str:
     """
     The message without what varies from one error to the next, on one line.

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Select, Table, delete, select
 
-from tocsin.store import credentials, held, schema
+from tocsin.store import credentials, dependencies, held, schema
 
 SEGMENT_AGE = timedelta(days=7)
 """A spool segment that was not read for so long is gone, or its machine is."""
@@ -45,6 +45,7 @@ def sweep(connection: Connection, now: datetime, limit: int = 10_000, most_recei
     removed = credentials.sweep(connection, now)
     for table, old in ((segments, old_segments), (instances, old_instances), (audit, old_audit)):
         removed += _remove(connection, table, old)
+    removed += dependencies.sweep(connection, limit)
     removed += held.sweep(connection, now, limit)
     return removed + _sweep_received(connection, now, limit, most_received)
 
