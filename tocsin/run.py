@@ -109,7 +109,7 @@ def _plan(settings: Settings, *, is_instrumented: bool) -> dict[str, str]:
     }
     return {
         "PATH": os.pathsep.join(sys.path),
-        "SPOOL": "\n".join(map(os.path.abspath, (settings.spool_dir, substitute_spool_dir()))),
+        "SPOOL": os.path.abspath(settings.spool_dir),  # noqa: PTH100
         "SPOOL_BYTES": str(settings.spool_max_bytes or 0),
         "RESOURCE": json.dumps(resource),
         "SERVICE": settings.service,
@@ -127,6 +127,9 @@ def _start(command: Sequence[str], plan: Mapping[str, str], environ: Mapping[str
     """
     its = watch.Plan(plan)
     its.folders = watch.first_usable(its)
+    if not its.folders:  # what stands in for it takes a while to find out
+        its.folders = [substitute_spool_dir()]
+        its.folders = watch.first_usable(its)
     run, signals = watch.Run(its), watch.Signals.held()
     watch.start(run, command, its, signals, environ)
     return {"SPOOL": "\n".join(its.folders), "RUNNING": run.handed_over(), "SIGNALS": signals.handed_over()}

@@ -4,6 +4,7 @@ What `tocsin run` puts first on a program's path: Python imports it before the p
 It starts tocsin, and then whatever `sitecustomize` the machine has besides.
 """
 
+import gc
 import importlib.machinery
 import importlib.util
 import sys
@@ -14,12 +15,17 @@ def _start() -> None:
     # multiprocessing's helper for shared memory runs no code of the user's.
     if any("resource_tracker" in word for word in sys.orig_argv):
         return
+    is_collecting = gc.isenabled()
+    gc.disable()  # what is loaded here stays; to look it through takes 5 ms
     try:
         from tocsin.instrumentation.start import init  # noqa: PLC0415
 
         init()
     except Exception as problem:  # a program must start, whatever is wrong with tocsin
         sys.stderr.write(f"tocsin: not started: {problem}\n")
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def _chain() -> None:
