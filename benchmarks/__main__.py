@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-QUICK = ("capture", "requests", "journey")
+QUICK = ("capture", "requests", "journey", "start")
 
 
 def main() -> int:
