@@ -60,8 +60,12 @@ class Teller:
             self.line(f"  {painted('alert', 'yellow')} {_ALERT} {safe(line.removeprefix(_ALERT))}")
 
     def hear_shop(self, line: str) -> None:
-        """Of the shop, people shall see the errors; the tracebacks lie in the database."""
-        if _is_stored(line) or line.startswith("tocsin: "):
+        """
+        Of the shop, people shall see the errors; the tracebacks lie in the database.
+
+        Server and shop start at the same time, so that what the shop says of a server at its start is not so any more.
+        """
+        if _is_stored(line) or (line.startswith("tocsin: ") and "no server reads there" not in line):
             self.line(f"  {painted('shop', 'red')}  {_ALERT} {safe(line)}")
 
 
