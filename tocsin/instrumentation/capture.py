@@ -30,7 +30,7 @@ from tocsin.exporter.life import State
 from tocsin.exporter.raw import attributes_of, get, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
-from tocsin.instrumentation import context, crumbs, emit, reserve, stacks, state
+from tocsin.instrumentation import context, crumbs, emit, reserve, stacks, state, tries
 from tocsin.instrumentation.pulse import Pulse
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
@@ -256,11 +256,15 @@ class Capture:
 
     def know(self, error: BaseException, error_id: str) -> None:
         """Take an exception for one more of an error that is told: whoever sees it on its way says nothing new."""
+        self.join(error, (error_id, "", Severity.CRITICAL.rank, False))
+
+    def join(self, error: BaseException, mark: tries.Mark) -> None:
+        """The same, where that error was seen in this process: what is known better later is still told."""
         scope = context.current_scope.get()
         if scope is not None:
             context.root_of(scope)[context.SEEN] = True
         unit = context.trace_of(scope)[0] if scope is not None else context.unit_key()
-        dict.__setitem__(attributes_of(error), _MARK, (error_id, unit, Severity.CRITICAL.rank, False))
+        dict.__setitem__(attributes_of(error), _MARK, (mark[0], unit, mark[2], mark[3]))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was captured so far is stored; False when the time is over."""
@@ -308,6 +312,9 @@ class Capture:
             pass
         elif _is_same_unit(mark[1], unit, scope is None, sighting.mechanism):
             return self._amend(sighting, mark, carried)
+        one = tries.under_way() if sighting.mechanism in tries.INSIDE else None
+        if one is not None and (known := one.hold(sighting)):
+            return known
         if type(sighting.tb) is not TracebackType:  # a log call may bring anything
             sighting.tb = traceback_of(error)
         code_key = stacks.key_of(sighting.tb)
@@ -317,7 +324,10 @@ class Capture:
             frame = stacks.caller()
             key = (id(type(error)), frame and (id(frame.f_code), frame.f_lasti))
         error_id = self._admit_sighting(sighting, key, code_key, scope)
-        dict.__setitem__(carried, _MARK, (error_id, unit, _rank(sighting), sighting.handled))
+        mark = (error_id, unit, _rank(sighting), sighting.handled)
+        dict.__setitem__(carried, _MARK, mark)
+        if one is not None:
+            one.wrote(error, mark)
         return error_id
 
     def _key_of_text(self, sighting: Sighting, text: str) -> Any:
