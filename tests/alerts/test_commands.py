@@ -15,7 +15,7 @@ from tocsin import clock
 from tocsin.alerts import commands
 from tocsin.alerts.commands import Command, Misunderstood, parse, press
 from tocsin.lifecycle import Status
-from tocsin.model import Batch, Severity
+from tocsin.model import Batch, Instance, Severity
 from tocsin.store import Store, errors, groups
 
 
@@ -40,6 +40,7 @@ def command(name: str, *numbers: int, **values: Any) -> Command:
         ("/stats", command("stats")),
         ("/stats 48", command("stats", hours=48)),
         ("/stats 48h", command("stats", hours=48)),
+        ("/memory", command("memory")),
         ("/resolve 42", command("resolve", 42)),
         ("/resolve_42", command("resolve", 42)),
         ("/resolve_42@tocsin_bot", command("resolve", 42)),
@@ -181,3 +182,44 @@ async def test_questions_are_answered(store: Store, error: Any) -> None:
     assert "open: 2" in status and "errors in the last hour: 1" in status and "leader: this process" in status
     assert "Last 24 h: 1 errors" in await ask(store, "/stats")
     assert "/resolve 42" in await ask(store, "/help")
+
+
+async def test_memory_is_told_the_fullest_first(store: Store) -> None:
+    """Of the living alone; a process that has told no limit or no trend is told with what it has."""
+    assert await ask(store, "/memory") == "No process has told of its memory yet."
+    mb = 2**20
+    await store.write(
+        errors.write_batch,
+        Batch(
+            entries=[],
+            instances=[
+                told("a", memory_bytes=300 * mb),
+                told("b", memory_bytes=120 * mb, memory_limit_bytes=1024 * mb, memory_trend=-3 * mb),
+                told("c", memory_bytes=98 * mb, memory_limit_bytes=120 * mb, memory_trend=412 * mb),
+                told("d", memory_bytes=500 * mb, ended_at=clock.now(), is_alive=False),
+                told("e"),
+            ],
+        ),
+        clock.now(),
+    )
+
+    assert (await ask(store, "/memory")).splitlines() == [
+        "Memory, the fullest first:",
+        "c web/7 98 of 120 MB (81 %), +412 MB an hour",
+        "b web/7 120 of 1,024 MB (11 %), -3 MB an hour",
+        "a web/7 300 MB",
+    ]
+
+
+def told(service: str, **values: Any) -> Instance:
+    return Instance(
+        id=service,
+        service=service,
+        environment="production",
+        release=None,
+        host="web",
+        pid=7,
+        started_at=clock.now(),
+        python_version=None,
+        **values,
+    )

@@ -18,7 +18,7 @@ from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.api import create_app
 from tocsin.api.calls import Right
-from tocsin.model import Batch
+from tocsin.model import Batch, Instance
 from tocsin.store import Store, alerts, errors, groups, open_store, schema
 from tocsin.store.engine import SqliteStore
 
@@ -463,6 +463,38 @@ async def test_memory_is_told_in_numbers(client: httpx.AsyncClient) -> None:
         assert set(figure) == {"bytes", "mb", "description"}
         assert figure["mb"] == round(figure["bytes"] / 2**20, 1)
     assert answer["memory"]["rss"]["bytes"] > 10 * 2**20
+
+
+async def test_memory_of_the_services_is_told_as_they_last_reported(client: httpx.AsyncClient, store: Store) -> None:
+    """With limit and trend; what a process has not said is null, and nothing but numbers is said."""
+    whole = instance("a", memory_bytes=98 * 2**20, memory_limit_bytes=120 * 2**20, memory_trend=-(2**20))
+    for number, one in enumerate([whole, instance("b")]):
+        await store.write(
+            errors.write_batch, Batch(entries=[], instances=[one]), clock.now() - timedelta(seconds=number)
+        )
+
+    first, second = (await client.get(f"{API}/memory")).json()["instances"]
+
+    assert {name: one if name == "percent" else one["bytes"] for name, one in first["memory"].items()} == {
+        "rss": 98 * 2**20,
+        "limit": 120 * 2**20,
+        "trend": -(2**20),
+        "percent": 81.7,
+    }
+    assert second["memory"] == dict.fromkeys(("rss", "limit", "trend", "percent"))
+
+
+def instance(service: str, **values: Any) -> Instance:
+    return Instance(
+        id=service,
+        service=service,
+        environment="production",
+        release=None,
+        host="web",
+        pid=7,
+        started_at=clock.now(),
+        **values,
+    )
 
 
 async def test_alerts_come_with_their_deliveries(client: httpx.AsyncClient, put: Put, store: Store) -> None:

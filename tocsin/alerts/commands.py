@@ -18,11 +18,11 @@ from tocsin.alerts import messages
 from tocsin.alerts.catalogue import Texts
 from tocsin.alerts.channels import Message
 from tocsin.failures import NotFound
-from tocsin.lifecycle import IllegalTransition, Status, Trigger
+from tocsin.lifecycle import IllegalTransition, JobTrigger, Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.spans import span_of
-from tocsin.store import alerts, groups
+from tocsin.store import alerts, groups, jobs, queries
 from tocsin.text import clean, one_line
 
 TRIGGERS = {
@@ -34,7 +34,10 @@ TRIGGERS = {
 }
 """Commands that change a group."""
 
-LISTED = ("status", "errors", "error", "stats", "resolve", "reopen", "ack", "mute", "ignore", "help")
+JOB_TRIGGERS = {"done": JobTrigger.DONE, "discard": JobTrigger.DISCARD, "retry": JobTrigger.RETRY}
+"""Words behind ``/jobs`` that are meant for a failed job."""
+
+LISTED = ("status", "errors", "error", "stats", "memory", "resolve", "reopen", "ack", "mute", "ignore", "jobs", "help")
 """Commands in the order in which Telegram offers them."""
 
 GROUPS_AT_ONCE = 100
@@ -57,11 +60,12 @@ class Command:
     span: timedelta | None = None
     severity: Severity | None = None
     hours: int = 24
+    job_trigger: JobTrigger | None = None
 
     @property
     def acts(self) -> bool:
         """Whether it changes something."""
-        return self.name in TRIGGERS
+        return self.name in TRIGGERS or self.job_trigger is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +98,14 @@ def parse(text: str, *, bot: str | None = None, answered: Sequence[int] = ()) ->
         return None
     name = _ALIASES.get(name, name)
     rest = ([joined] if joined else []) + words[1:]
-    if name in ("start", "help", "status"):
+    if name in ("start", "help", "status", "memory"):
         return Command(name=name)
     if name == "errors":
         return _errors(rest)
     if name == "stats":
         return _stats(rest)
+    if name in ("jobs", "job"):
+        return _jobs(rest)
     if name == "error" or name in TRIGGERS:
         return _on_groups(name, rest, answered)
     return Misunderstood("bot.not_understood", {"text": _echo(words[0])})
@@ -127,6 +133,19 @@ def _stats(words: Sequence[str]) -> Command | Misunderstood:
     if len(words) > 1 or match is None or not 1 <= int(match[1]) <= 720:
         return Misunderstood("bot.bad_hours", {"text": _echo(" ".join(words))})
     return Command(name="stats", hours=int(match[1]))
+
+
+def _jobs(words: Sequence[str]) -> Command | Misunderstood:
+    if not words:
+        return Command(name="jobs")
+    act = JOB_TRIGGERS.get(words[0].lower())
+    found = [_NUMBER.fullmatch(word) for part in words[act is not None :] for word in part.split(",") if word]
+    if not found or None in found or (act is None and len(found) > 1):
+        return Misunderstood("bot.bad_job", {"text": _echo(" ".join(words))})
+    if len(found) > GROUPS_AT_ONCE:
+        return Misunderstood("bot.too_many_jobs", {"limit": GROUPS_AT_ONCE})
+    numbers = tuple(dict.fromkeys(int(match[1]) for match in found if match))
+    return Command(name="jobs", numbers=numbers, job_trigger=act)
 
 
 def _on_groups(name: str, words: Sequence[str], answered: Sequence[int]) -> Command | Misunderstood:
@@ -177,6 +196,9 @@ def run(
         by: who asks, for the audit; whether they may was asked before.
         leader: ``me`` or ``other``.
     """
+    if command.job_trigger is not None:
+        said = [_act_on_job(connection, number, command, settings, by=by, via=via) for number in command.numbers]
+        return messages.say("\n".join(said))
     if command.acts:
         lines = [_act(connection, number, command, settings, by=by, via=via, now=now) for number in command.numbers]
         return messages.say("\n".join(lines))
@@ -206,6 +228,23 @@ def _act(
     return texts("bot.done", number=number, status=status)
 
 
+def _act_on_job(connection: Connection, number: int, command: Command, settings: Settings, *, by: str, via: str) -> str:
+    texts = Texts(settings.language)
+    trigger = command.job_trigger
+    assert trigger is not None
+    try:
+        if trigger is JobTrigger.RETRY:  # whoever could write a row would run code here; and the code is elsewhere
+            job = jobs.by_number(connection, number)
+            return texts("bot.job.retry", number=number, folder=_echo(job.folder or job.service))
+        acted = jobs.act(connection, number, trigger, by=by, via=via)
+    except NotFound:
+        return texts("bot.no_job", number=number)
+    except IllegalTransition as problem:
+        return texts("bot.job.illegal", number=number, status=texts(f"job.{problem.status}"), wanted=trigger)
+    status = texts(f"job.{acted.job.status}")
+    return texts("bot.job.done" if acted.changed else "bot.job.was_so", number=number, status=status)
+
+
 Answer = Callable[[Connection, Command, Settings, str, datetime], Message]
 
 
@@ -215,6 +254,10 @@ def _help(connection: Connection, command: Command, settings: Settings, leader: 
 
 def _status(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
     return messages.status(alerts.overview(connection, now), leader=leader, settings=settings, now=now)
+
+
+def _memory(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
+    return messages.memory([row for row in queries.list_instances(connection) if row["ended_at"] is None], settings)
 
 
 def _list(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
@@ -244,10 +287,22 @@ def _count(connection: Connection, command: Command, settings: Settings, leader:
     return messages.say("\n".join(lines))
 
 
+def _list_jobs(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
+    if command.numbers:
+        try:
+            return messages.job(jobs.by_number(connection, command.numbers[0]), settings, now)
+        except NotFound:
+            return messages.say(Texts(settings.language)("bot.no_job", number=command.numbers[0]))
+    found, more = jobs.list_jobs(connection, limit=15)
+    return messages.job_list(found, more is not None, settings, now)
+
+
 _ANSWERS: dict[str, Answer] = {
     "help": _help,
     "status": _status,
+    "memory": _memory,
     "errors": _list,
     "error": _show,
     "stats": _count,
+    "jobs": _list_jobs,
 }

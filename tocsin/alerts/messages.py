@@ -8,22 +8,25 @@ text from outside can break the markup, and none makes the message longer than T
 from __future__ import annotations
 
 import html
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from tocsin.alerts.catalogue import Texts
 from tocsin.alerts.channels import Button, Message
 from tocsin.alerts.rules import Reason, is_silent, likely_cause_first
 from tocsin.exporter.shown import frames_of, message_of
-from tocsin.lifecycle import Status
+from tocsin.lifecycle import JobStatus, Status
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.store.alerts import ErrorSeen, Overview, Subject
 from tocsin.store.audit import BY_ITSELF, Entry
 from tocsin.store.groups import Group
+from tocsin.store.jobs import WAITING, KeptJob
 from tocsin.text import clean, one_line
 
 LIMIT = 4096
@@ -39,7 +42,9 @@ _STATUS_MARKS = {
     Status.MUTED: "🔇",
     Status.IGNORED: "🚫",
 }
+_JOB_MARKS = {JobStatus.FAILED: "🔔", JobStatus.RUNNING: "⏳", JobStatus.DONE: "✅", JobStatus.DISCARDED: "🚫"}
 _SHOWN_LINES = 8
+_SHOWN_INSTANCES = 15
 
 
 def units(text: str) -> int:
@@ -365,6 +370,45 @@ def group_list(groups: Sequence[Group], more: bool, settings: Settings) -> Messa
     return Message(html=page.html, plain=page.plain)
 
 
+def job_list(found: Sequence[KeptJob], more: bool, settings: Settings, now: datetime) -> Message:
+    """Failed jobs that wait for a person, as ``/jobs`` shows them."""
+    texts = Texts(settings.language)
+    page = Page()
+    page.line(texts("bot.jobs.head") if found else texts("bot.jobs.none"))
+    for one in found:
+        mark = _JOB_MARKS[one.status]
+        page.line(f"{mark} {one.number} ", code(one.function, 60), f" {age(now - one.failed_at)} ", code(_why(one), 60))
+    if more:
+        page.line(texts("bot.jobs.more"))
+    if found:
+        page.line(texts("bot.jobs.how", number=found[0].number))
+    return Message(html=page.html, plain=page.plain)
+
+
+def job(one: KeptJob, settings: Settings, now: datetime) -> Message:
+    """One failed job, as ``/jobs 7`` shows it."""
+    texts = Texts(settings.language)
+    page = Page()
+    head = texts("bot.job.head", number=one.number, status=texts(f"job.{one.status}"))
+    page.line(f"{_JOB_MARKS[one.status]} ", Piece(head, "b"))
+    page.line(code(one.function, 200))
+    page.line(Piece(fit(_why(one), 600), "pre"))
+    page.line(Piece(fit(json.dumps(one.arguments, ensure_ascii=False), 800), "pre"))
+    failed = texts("bot.job.failed", when=when(one.failed_at, settings, now), tries=one.tries)
+    page.line(failed, " · ", code(one.service, 100), " · ", code(one.environment, 60))
+    if one.outcome:
+        page.line(texts("bot.job.outcome"), " ", code(one.outcome, 200))
+    if one.group is not None:
+        page.line(f"#{one.group}")
+    if one.status in WAITING:
+        page.line(texts("bot.job.retry", number=one.number, folder=fit(one_line(one.folder or one.service), 200)))
+    return Message(html=page.html, plain=page.plain)
+
+
+def _why(one: KeptJob) -> str:
+    return ": ".join(filter(None, (one.exception_type, one.message))) or "-"
+
+
 def status(overview: Overview, *, leader: str, settings: Settings, now: datetime) -> Message:
     """How things stand, as ``/status`` shows it."""
     texts = Texts(settings.language)
@@ -382,6 +426,34 @@ def status(overview: Overview, *, leader: str, settings: Settings, now: datetime
         page.line(texts("bot.status.nothing_pending"))
     page.line(texts("bot.status.leader", who=texts(f"bot.status.leader.{leader}")))
     return Message(html=page.html, plain=page.plain)
+
+
+def memory(instances: Sequence[Mapping[str, Any]], settings: Settings) -> Message:
+    """What the living processes take of their memory, the fullest first, as ``/memory`` shows it."""
+    texts = Texts(settings.language)
+    page = Page()
+    known = [one for one in instances if one["memory_bytes"]]
+    page.line(texts("bot.memory.head") if known else texts("bot.memory.none"))
+    for one in sorted(known, key=_fullness, reverse=True)[:_SHOWN_INSTANCES]:
+        used, limit, trend = one["memory_bytes"], one["memory_limit_bytes"], one["memory_trend"]
+        said = texts("bot.memory.used", used=_megabytes(used))
+        if limit:
+            said = texts("bot.memory.of", used=_megabytes(used), limit=_megabytes(limit), percent=used * 100 // limit)
+        if trend is not None:
+            said += texts("bot.memory.trend", trend=f"{trend / 2**20:+,.0f}")
+        page.line(code(one["service"], 80), " ", code(f"{one['host']}/{one['pid']}", 80), f" {said}")
+    if len(known) > _SHOWN_INSTANCES:
+        page.line(texts("bot.memory.more", count=len(known) - _SHOWN_INSTANCES))
+    return Message(html=page.html, plain=page.plain)
+
+
+def _fullness(instance: Mapping[str, Any]) -> tuple[float, int]:
+    used: int = instance["memory_bytes"]
+    return used / instance["memory_limit_bytes"] if instance["memory_limit_bytes"] else 0.0, used
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def say(text: str) -> Message:

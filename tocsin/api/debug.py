@@ -283,9 +283,7 @@ async def get_memory(request: Request, house: House) -> Response:
     reported = []
     for row in await _instances_or_none(house):
         shown = {name: row[name] for name in ("id", "service", "environment", "host", "pid", "last_seen")}
-        size = row["memory_bytes"]
-        rss = None if size is None else memory.figure(size, "resident, as it last reported")
-        reported.append(shown | {"memory": {"rss": rss}})
+        reported.append(shown | {"memory": memory.reported(row)})
     return answer({"success": True, "memory": figures, "instances": reported})
 
 

@@ -6,8 +6,11 @@ import gc
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
+
+from tocsin.exporter import limits
 
 _MB = 1024 * 1024
 
@@ -47,14 +50,19 @@ def peak() -> int:
 
 
 def available() -> int:
-    """Bytes that this process may come to use: the container's limit, else the machine's memory."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return min(int(Path(path).read_text("ascii")), machine)
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return machine
+    """Bytes that this process may come to use: the least that its control groups allow, else the machine's memory."""
+    return limits.lowest()
+
+
+def reported(row: Mapping[str, Any]) -> dict[str, Figure | float | None]:
+    """What an instance has said of its memory last; None for what it has not said."""
+    rss, limit, trend = row["memory_bytes"], row["memory_limit_bytes"], row["memory_trend"]
+    return {
+        "rss": None if rss is None else figure(rss, "resident, as it last reported"),
+        "limit": None if limit is None else figure(limit, "at which it is ended, by the lowest limit that it has"),
+        "trend": None if trend is None else figure(trend, "growth in an hour, as it has gone in the last minutes"),
+        "percent": None if rss is None or not limit else round(rss * 100 / limit, 1),
+    }
 
 
 def figures() -> dict[str, Figure]:

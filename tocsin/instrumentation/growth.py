@@ -45,6 +45,9 @@ _SMALL: Final = 200  # items of a container that is looked into
 _SAMPLE: Final = 16  # items from its start, and as many from its end
 _NAME_LIMIT: Final = 120
 _TOLD: Final = 5
+_STANDS_OUT: Final = 0.05  # of what grew most
+_MUCH_BYTES: Final = 2**20
+_MANY_ITEMS: Final = 1_000
 
 # Types are compared by their ids: a metaclass may have ideas of its own of what is equal.
 _HOLDERS: Final = (dict, list, set, deque, tuple, frozenset, bytearray)
@@ -58,7 +61,7 @@ _basic_size_of: Final = vars(type)["__basicsize__"].__get__
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One that holds much; `name` is that of the variable of a module that leads to it."""
+    """One that holds much; `name` is that of the variable of a module that it is, or ``in`` the one it is in."""
 
     kind: str
     items: int
@@ -107,9 +110,9 @@ def _is_quick(blocks: int, before: Survey | None) -> bool:
 
 def _count(found: Survey, largest: list[Any]) -> None:
     """Count the types of all objects, and collect the containers that hold the most."""
-    began = time.monotonic()
+    began, began_cpu_s = time.monotonic(), time.thread_time()
     objects = gc.get_objects()
-    found.pause_s = time.monotonic() - began
+    found.pause_s = time.thread_time() - began_cpu_s  # another program's turn is none of its doing
     counts: Counter[int] = Counter()
     kinds: dict[int, type] = {}
     holders: dict[int, Any] = {}  # how the objects of a type are asked for their length
@@ -195,7 +198,8 @@ def _named(largest: list[Any]) -> Iterator[tuple[int, str]]:
             yield id(value), name
         elif depth < _DEEPEST and _leads_on(value, kind):
             with suppress(RuntimeError):
-                waiting += [(one, name, depth + 1) for one in islice(gc.get_referents(value), _SMALL)]
+                inside = name if depth else f"in {name}"
+                waiting += [(one, inside, depth + 1) for one in islice(gc.get_referents(value), _SMALL)]
 
 
 def _leads_on(value: Any, kind: type) -> bool:
@@ -301,18 +305,28 @@ def grown(before: Survey | None, now: Survey) -> list[Grown]:
     """
     then: Mapping[str, int] = before.types if before is not None else {}
     found = [Grown(name, count - then.get(name, 0), count) for name, count in now.types.items()]
-    found = [one for one in found if one.more >= _FEWEST_ITEMS]
+    least = max((one.more * _STANDS_OUT for one in found), default=0)
+    found = [one for one in found if one.more >= max(least, _FEWEST_ITEMS)]
     return sorted(found, key=lambda one: one.more * (1.0 if "." in one.name else 0.2), reverse=True)[:_TOLD]
 
 
 def largest(before: Survey | None, now: Survey) -> list[tuple[Container, int | None]]:
     """The containers that hold the most, each with how many items more than before, None where that is not known."""
-    then = {one.name: one.items for one in before.containers if one.name} if before is not None else {}
-    found = [(one, one.items - then[one.name] if one.name in then else None) for one in now.containers[:50]]
-    found.sort(
-        key=lambda pair: pair[0].about_bytes * (0.1 if pair[1] is not None and pair[1] <= 0 else 1.0), reverse=True
-    )
+    # Of several in one variable the largest counts, which comes first.
+    then = {one.name: one.items for one in reversed(before.containers) if one.name} if before is not None else {}
+    found = [
+        (one, one.items - then[one.name] if one.name in then else None)
+        for one in now.containers
+        if one.about_bytes >= _MUCH_BYTES or (one.items >= _MANY_ITEMS and (one.name or "." in one.of))
+    ]
+    found.sort(key=_weight, reverse=True)
     return found[:_TOLD]
+
+
+def _weight(pair: tuple[Container, int | None]) -> float:
+    """What has not grown since is not what is looked for."""
+    container, more = pair
+    return container.about_bytes * (0.1 if more is not None and more <= 0 else 1.0)
 
 
 def said(before: Survey | None, now: Survey) -> str:
@@ -322,7 +336,7 @@ def said(before: Survey | None, now: Survey) -> str:
     words = "by" if before is not None and before.objects else "to"
     if types:
         parts.append(", ".join(f"{one.name} {words} {one.more if words == 'by' else one.now:,}" for one in types[:3]))
-    containers = [one for one, _ in largest(before, now) if one.about_bytes >= 2**20 or one.items >= 10_000]
+    containers = [one for one, _ in largest(before, now)]
     # The largest one, and the one that holds what grew.
     holding = [one for one in containers if types and one.of == types[0].name]
     for container in dict.fromkeys([*containers[:1], *(holding or containers[1:])[:1]]):

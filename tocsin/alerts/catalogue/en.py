@@ -17,6 +17,10 @@ TEXTS = {
     "status.resolved": "resolved",
     "status.muted": "muted",
     "status.ignored": "ignored",
+    "job.failed": "failed",
+    "job.running": "being run again",
+    "job.done": "done",
+    "job.discarded": "discarded",
     "alert.service": "service",
     "alert.environment": "environment",
     "alert.release": "release",
@@ -69,6 +73,20 @@ TEXTS = {
     "bot.errors.none": "Nothing is open.",
     "bot.errors.head": "Open, the last seen first:",
     "bot.errors.more": "… and more: /errors critical, or the page.",
+    "bot.jobs.none": "No failed job waits.",
+    "bot.jobs.head": "Failed jobs, the last failed first:",
+    "bot.jobs.more": "… and more: tocsin jobs.",
+    "bot.jobs.how": "/jobs {number} shows one; /jobs done {number} and /jobs discard {number} take it off the list.",
+    "bot.job.head": "job {number}, {status}",
+    "bot.job.failed": "failed {when}, tries: {tries}",
+    "bot.job.outcome": "last run:",
+    "bot.job.retry": "To run it again: tocsin jobs retry {number}, in {folder}",
+    "bot.job.done": "Job {number} is {status}.",
+    "bot.job.was_so": "Job {number} was {status} already.",
+    "bot.job.illegal": "Job {number} is {status}; {wanted} makes no sense.",
+    "bot.no_job": "There is no job {number}.",
+    "bot.bad_job": "{text}: I do not know what to do. Write /jobs, /jobs 7, /jobs done 7 8 or /jobs discard 7.",
+    "bot.too_many_jobs": "That is more than {limit} jobs. Take fewer at once.",
     "bot.stats.head": "Last {hours} h: {total} errors",
     "bot.status.open": "open: {count}",
     "bot.status.hour": "errors in the last hour: {count}",
@@ -80,26 +98,36 @@ TEXTS = {
     "bot.status.leader": "leader: {who}",
     "bot.status.leader.me": "this process",
     "bot.status.leader.other": "another process",
+    "bot.memory.none": "No process has told of its memory yet.",
+    "bot.memory.head": "Memory, the fullest first:",
+    "bot.memory.of": "{used} of {limit} MB ({percent} %)",
+    "bot.memory.used": "{used} MB",
+    "bot.memory.trend": ", {trend} MB an hour",
+    "bot.memory.more": "… and {count} more.",
     "bot.help": (
         "/status - how things stand\n"
         "/errors [severity] - what is open\n"
         "/error 42 - one group\n"
         "/stats [hours] - how many, of what severity\n"
+        "/memory - what the services take\n"
         "/resolve 42 - also 42 43 50-60, or as an answer to an alert\n"
         "/reopen 42\n"
         "/ack 42 - I am looking at it\n"
         "/mute 42 2h - also 30m, 1d\n"
         "/ignore 42 - never ring for it\n"
+        "/jobs - failed jobs, also /jobs 7, /jobs done 7, /jobs discard 7\n"
         "/help"
     ),
     "command.status": "how things stand",
     "command.errors": "what is open",
     "command.error": "one group: /error 42",
     "command.stats": "how many, of what severity",
+    "command.memory": "memory of the services",
     "command.resolve": "resolve: /resolve 42",
     "command.reopen": "reopen: /reopen 42",
     "command.ack": "I am looking at it: /ack 42",
     "command.mute": "quiet for a while: /mute 42 2h",
     "command.ignore": "never ring for it: /ignore 42",
+    "command.jobs": "failed jobs: /jobs done 7",
     "command.help": "what I understand",
 }

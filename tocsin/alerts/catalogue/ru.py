@@ -17,6 +17,10 @@ TEXTS = {
     "status.resolved": "решена",
     "status.muted": "приглушена",
     "status.ignored": "игнорируется",
+    "job.failed": "не выполнено",
+    "job.running": "выполняется снова",
+    "job.done": "выполнено",
+    "job.discarded": "отменено",
     "alert.service": "сервис",
     "alert.environment": "окружение",
     "alert.release": "релиз",
@@ -69,6 +73,20 @@ TEXTS = {
     "bot.errors.none": "Открытых ошибок нет.",
     "bot.errors.head": "Открытые, последние сверху:",
     "bot.errors.more": "… и ещё: /errors critical или страница.",
+    "bot.jobs.none": "Невыполненных заданий нет.",
+    "bot.jobs.head": "Невыполненные задания, последние сверху:",
+    "bot.jobs.more": "… и ещё: tocsin jobs.",
+    "bot.jobs.how": "Показать: /jobs {number}. Убрать из списка: /jobs done {number} или /jobs discard {number}.",
+    "bot.job.head": "задание {number}, {status}",
+    "bot.job.failed": "ошибка {when}, попыток: {tries}",
+    "bot.job.outcome": "последний запуск:",
+    "bot.job.retry": "Запустить снова: tocsin jobs retry {number}, в папке {folder}",
+    "bot.job.done": "Задание {number}: {status}.",
+    "bot.job.was_so": "Задание {number} уже было: {status}.",
+    "bot.job.illegal": "Задание {number} сейчас: {status}; «{wanted}» не имеет смысла.",
+    "bot.no_job": "Нет задания {number}.",
+    "bot.bad_job": "{text}: не понимаю, что сделать. Напишите /jobs, /jobs 7, /jobs done 7 8 или /jobs discard 7.",
+    "bot.too_many_jobs": "Это больше {limit} заданий. Возьмите меньше за раз.",
     "bot.stats.head": "За {hours} ч ошибок: {total}",
     "bot.status.open": "открыто: {count}",
     "bot.status.hour": "ошибок за последний час: {count}",
@@ -80,26 +98,36 @@ TEXTS = {
     "bot.status.leader": "ведущий: {who}",
     "bot.status.leader.me": "этот процесс",
     "bot.status.leader.other": "другой процесс",
+    "bot.memory.none": "Ни один процесс ещё не сообщил о своей памяти.",
+    "bot.memory.head": "Память, сначала самые заполненные:",
+    "bot.memory.of": "{used} из {limit} МБ ({percent} %)",
+    "bot.memory.used": "{used} МБ",
+    "bot.memory.trend": ", {trend} МБ в час",
+    "bot.memory.more": "… и ещё {count}.",
     "bot.help": (
         "/status - как дела\n"
         "/errors [важность] - что открыто\n"
         "/error 42 - одна группа\n"
         "/stats [часы] - сколько и какой важности\n"
+        "/memory - сколько памяти занимают сервисы\n"
         "/resolve 42 - можно 42 43 50-60 или ответом на оповещение\n"
         "/reopen 42 - открыть снова\n"
         "/ack 42 - беру в работу\n"
         "/mute 42 2h - можно 30m, 1d\n"
         "/ignore 42 - больше не звонить\n"
+        "/jobs - невыполненные задания, можно /jobs 7, /jobs done 7, /jobs discard 7\n"
         "/help"
     ),
     "command.status": "как дела",
     "command.errors": "что открыто",
     "command.error": "одна группа: /error 42",
     "command.stats": "сколько и какой важности",
+    "command.memory": "память сервисов",
     "command.resolve": "решена: /resolve 42",
     "command.reopen": "открыть снова: /reopen 42",
     "command.ack": "беру в работу: /ack 42",
     "command.mute": "тишина на время: /mute 42 2h",
     "command.ignore": "больше не звонить: /ignore 42",
+    "command.jobs": "невыполненные задания: /jobs done 7",
     "command.help": "что я понимаю",
 }
