@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from tocsin.exporter.spool import Spool
 from tocsin.instrumentation.capture import Capture
@@ -29,13 +30,15 @@ class Aftermath:
     def see(self, sighting: Sighting) -> str | None:
         """Record one sighting."""
         with suppress(Exception):
-            if self._capture is None and not self._is_opening:
-                self._is_opening = True  # once: where it cannot be opened, nothing can
-                spool = self._open_spool()
-                self._capture = Capture(spool, _Nobody()) if spool is not None else None
-            if self._capture is not None:
-                return self._capture.see(sighting)
+            capture = self._opened()
+            return capture.see(sighting) if capture is not None else None
         return None
+
+    def tell(self, line: Mapping[str, Any]) -> None:
+        """Write down what is no error."""
+        with suppress(Exception):
+            if (capture := self._opened()) is not None:
+                capture.tell(line)
 
     def record(self, report: Report) -> str | None:
         """Nothing: what others exported until now is recorded."""
@@ -49,6 +52,13 @@ class Aftermath:
         """Leave it to the next process."""
         if self._capture is not None:
             self._capture.close(timeout_s)
+
+    def _opened(self) -> Capture | None:
+        if self._capture is None and not self._is_opening:
+            self._is_opening = True  # once: where it cannot be opened, nothing can
+            spool = self._open_spool()
+            self._capture = Capture(spool, _Nobody()) if spool is not None else None
+        return self._capture
 
 
 class _Nobody:

@@ -9,6 +9,7 @@ import sys
 import threading
 from _thread import allocate_lock
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -308,6 +309,11 @@ class _Unborn:
     def record(self, report: Report) -> str | None:
         capture = _born(self)
         return capture.record(report) if capture is not None else None
+
+    def tell(self, line: Mapping[str, Any]) -> None:
+        capture = _born(self)
+        if capture is not None:
+            capture.tell(line)
 
     def flush(self, timeout_s: float) -> bool:
         return True
