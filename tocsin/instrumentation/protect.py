@@ -19,6 +19,7 @@ from tocsin.model import Severity
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F")
 
 
 def track_error(
@@ -257,7 +258,7 @@ _MARK: Final = "_tocsin_protected"
 _MOST_WRAPPERS: Final = 50
 
 
-def _marked(function: Callable[P, T]) -> Callable[P, T]:
+def _marked(function: F) -> F:
     setattr(function, _MARK, True)
     return function
 
