@@ -645,7 +645,7 @@ _SHOWN_WHERE_LOADED = (("decimal", "Decimal"), ("fractions", "Fraction"), ("uuid
 def _plain(value: object) -> str:
     """An object as text: what we know is safe to ask, and of all else only the class."""
     kind = type(value)
-    if kind in _SHOWN or any(kind is vars(sys.modules.get(home, sys)).get(name) for home, name in _SHOWN_WHERE_LOADED):
+    if kind in _SHOWN or any(kind is getattr(sys.modules.get(home), name, None) for home, name in _SHOWN_WHERE_LOADED):
         return str(value)
     if isinstance(value, datetime | date | time) and kind.__module__ == "datetime":
         return value.isoformat()
