@@ -13,7 +13,7 @@ from uuid import UUID
 from tocsin import clock, packing, semconv
 from tocsin.exporter import breadcrumbs, classify, facts, frames
 from tocsin.exporter.brief import without_numbers
-from tocsin.exporter.fingerprint import culprit, fingerprint, title
+from tocsin.exporter.fingerprint import culprit, fingerprint, of_place, title
 from tocsin.exporter.scrub import scrub_text
 from tocsin.exporter.source import lines_of
 from tocsin.model import Amendment, Entry, ErrorRecord, Fact, Frame, Instance, Repeats, Severity
@@ -46,6 +46,9 @@ _LOG_LINES = ("logging", "log record", "overflow")
 # Whoever asks by hand for an error to be recorded gets it, also where it was to be expected.
 _BY_HAND = ("track_error", "protect")
 
+
+# What is meant is a thing, whichever line of code has met it: see `tocsin.instrumentation.dependency`.
+_KNOWN_BY_PLACE = ("dependency",)
 
 _MOST_ENDS = 4_000
 _MOST_OF_A_MESSAGE = 2_000
@@ -245,7 +248,12 @@ def _error(
         return None
 
     is_partial = is_foreign and not stored and mechanism in _TOLD_BY_MANY
-    if is_partial and exception_type and trace.frames:
+    place = attributes.get(semconv.PLACE)
+    is_placed = mechanism in _KNOWN_BY_PLACE and bool(place)
+    if is_placed:
+        value = of_place(str(place))
+        message = f"{place}: {message}"
+    elif is_partial and exception_type and trace.frames:
         value = known.fingerprint_of_end(exception_type, trace, message)
     else:
         value = trace.fingerprint or fingerprint(
@@ -254,7 +262,7 @@ def _error(
             frames=trace.frames if exception_type else [],
             message=attributes.get(semconv.TEMPLATE) or message,
             logger=logger,
-            place=attributes.get(semconv.PLACE),
+            place=place,
         )
     context = dict(attributes.get(semconv.CONTEXT) or {})
     context.update((key, value) for key, value in attributes.items() if key not in _CONSUMED)
@@ -275,8 +283,8 @@ def _error(
         category=attributes.get(semconv.CATEGORY) or verdict.category,
         message=message,
         fingerprint=value,
-        title=title(exception_type, message) or one_line(str(logger or mechanism or "error")),
-        culprit=trace.culprit or attributes.get(semconv.PLACE),
+        title=title(None if is_placed else exception_type, message) or one_line(str(logger or mechanism or "error")),
+        culprit=trace.culprit or place,
         service=source.service,
         environment=source.environment,
         release=source.release,
