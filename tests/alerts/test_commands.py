@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.alerts.samples import plain_settings
+from tests.failed_jobs import failed_job
 from tests.standin.telegram import plain_text
 from tocsin import clock
-from tocsin.alerts import commands
+from tocsin.alerts import commands, messages
 from tocsin.alerts.commands import Command, Misunderstood, parse, press
-from tocsin.lifecycle import Status
-from tocsin.model import Batch, Instance, Severity
-from tocsin.store import Store, errors, groups
+from tocsin.lifecycle import JobTrigger, Status
+from tocsin.model import Batch, Instance, Job, Severity
+from tocsin.store import Store, errors, groups, jobs
 
 
 def command(name: str, *numbers: int, **values: Any) -> Command:
@@ -54,6 +55,13 @@ def command(name: str, *numbers: int, **values: Any) -> Command:
         ("/mute 42 2h", command("mute", 42, span=timedelta(hours=2))),
         ("/mute 42 30m", command("mute", 42, span=timedelta(minutes=30))),
         ("/mute 42 43 1D", command("mute", 42, 43, span=timedelta(days=1))),
+        ("/jobs", command("jobs")),
+        ("/jobs 7", command("jobs", 7)),
+        ("/job_7", command("jobs", 7)),
+        ("/jobs done 7", command("jobs", 7, job_trigger=JobTrigger.DONE)),
+        ("/jobs Done 7, #8 7", command("jobs", 7, 8, job_trigger=JobTrigger.DONE)),
+        ("/jobs discard 7", command("jobs", 7, job_trigger=JobTrigger.DISCARD)),
+        ("/jobs retry 7", command("jobs", 7, job_trigger=JobTrigger.RETRY)),
     ],
 )
 def test_what_is_understood(text: str, understood: Command) -> None:
@@ -88,6 +96,12 @@ def test_what_is_understood(text: str, understood: Command) -> None:
         ("/stats 0", "bot.bad_hours"),
         ("/stats 10000", "bot.bad_hours"),
         ("/stats forever", "bot.bad_hours"),
+        ("/jobs done", "bot.bad_job"),
+        ("/jobs 7 8", "bot.bad_job"),
+        ("/jobs explode 7", "bot.bad_job"),
+        ("/jobs done all", "bot.bad_job"),
+        ("/jobs done 1-5", "bot.bad_job"),
+        ("/jobs done " + ",".join(map(str, range(101))), "bot.too_many_jobs"),
     ],
 )
 def test_what_is_not_understood_is_explained(text: str, key: str) -> None:
@@ -162,6 +176,73 @@ async def test_commands_do_what_they_say(store: Store, error: Any) -> None:
     one = await store.read(groups.by_number, 1)
     assert one.status == Status.MUTED
     assert one.muted_until is not None and one.muted_until - clock.now() > timedelta(hours=1, minutes=59)
+
+
+async def put_jobs(store: Store, *told: Job) -> None:
+    await store.write(errors.write_batch, Batch(entries=[], facts=[*told]), clock.now())
+
+
+async def test_failed_jobs_are_listed_and_dealt_with(store: Store) -> None:
+    """The same acts as by the API; a retry says where it can be done."""
+    assert await ask(store, "/jobs") == "No failed job waits."
+    await put_jobs(store, failed_job(), failed_job(function="shop.sync:run", message="50% away"))
+
+    listed = (await ask(store, "/jobs")).splitlines()
+    assert [line.split()[1:3] for line in listed[1:3]] == [["2", "shop.sync:run"], ["1", "shop.leads:push"]]
+    assert listed[1].endswith("TimeoutError: 50% away")
+    assert await ask(store, "/jobs retry 1") == "To run it again: tocsin jobs retry 1, in /srv/shop"
+    assert await ask(store, "/jobs done 1 3") == "Job 1 is done.\nThere is no job 3."
+    assert await ask(store, "/jobs done 1") == "Job 1 was done already."
+    assert await ask(store, "/jobs discard 1") == "Job 1 is done; discard makes no sense."
+    assert "1 " not in [line[2:4] for line in (await ask(store, "/jobs")).splitlines()]
+
+    assert (await store.read(jobs.by_number, 1)).acted_by == "@anna (17)"
+
+
+async def test_one_job_is_shown_with_all_that_a_person_needs(store: Store) -> None:
+    await put_jobs(store, failed_job())
+
+    shown = await ask(store, "/jobs 1")
+
+    for part in (
+        "job 1, failed",
+        "shop.leads:push",
+        "TimeoutError: no answer",
+        '"kwargs": {"source": "site"}',
+        "tries: 2",
+    ):
+        assert part in shown
+    assert "tocsin jobs retry 1, in /srv/shop" in shown
+    assert await ask(store, "/jobs 9") == "There is no job 9."
+
+
+async def test_what_a_job_says_does_not_come_alive_in_a_chat(store: Store) -> None:
+    """Names, links, markup and endless text, whoever has sent them."""
+    evil = "<b>x</b> https://evil.example @everyone /resolve_1 \u202e" + "й" * 5000
+    values = {"function": evil, "message": evil, "folder": evil, "service": evil, "exception_type": evil}
+    await put_jobs(
+        store, *(failed_job(**values, arguments={"args": [evil], "kwargs": {evil: evil}}) for _ in range(20))
+    )
+
+    for text in ("/jobs", "/jobs 1", "/jobs retry 1"):
+        parsed = parse(text)
+        assert isinstance(parsed, Command)
+        by = {"by": "@anna (17)", "via": "telegram", "leader": "me"}
+        said = await store.write(commands.run, parsed, plain_settings(), **by, now=clock.now())
+        assert messages.units(said.html) <= messages.LIMIT
+        assert "<b>x" not in said.html
+        assert "\u202e" not in said.plain
+
+
+def test_only_what_changes_something_needs_the_right_to() -> None:
+    assert [
+        bool(getattr(parse(text), "acts", None)) for text in ("/jobs", "/jobs 7", "/jobs done 7", "/jobs discard 7")
+    ] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 async def test_questions_are_answered(store: Store, error: Any) -> None:
