@@ -29,7 +29,7 @@ from tocsin.text import STACK_LIMIT, clean
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from tocsin.lifecycle import Trigger
+    from tocsin.lifecycle import JobTrigger, Trigger
     from tocsin.prune import Pruned
     from tocsin.store import Store
     from tocsin.store.retention import Policy
@@ -43,7 +43,7 @@ MUCH_FREE = 64 * 2**20
 """From so many free bytes on it is worth a hint how SQLite's file becomes smaller."""
 
 MOST_NUMBERS = 1000
-"""The most groups that one command acts on."""
+"""The most groups, or jobs, that one command acts on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -387,6 +387,18 @@ class Records(Protocol):
 
     def act(self, number: int, trigger: Trigger, *, by: str, span: timedelta | None = None) -> Shape: ...
 
+    def jobs(self, **filters: Any) -> Shape: ...
+
+    def job(self, name: str) -> Shape: ...
+
+    def act_on_job(self, number: int, trigger: JobTrigger, *, by: str) -> Shape: ...
+
+    def begin_retry(self, number: int, *, by: str, runner: str) -> Shape: ...
+
+    def keep_retry(self, number: int, *, by: str, runner: str) -> None: ...
+
+    def end_retry(self, number: int, *, by: str, runner: str, is_done: bool, outcome: str) -> Shape: ...
+
     def close(self) -> None: ...
 
 
@@ -503,7 +515,7 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(arguments: argparse.Namespace) -> int:
     """One group with all that is known of it."""
     name = str(_number(arguments.group)) if _is_number(arguments.group) else arguments.group
-    if not re.fullmatch(r"[0-9]+|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", name):
+    if not re.fullmatch(rf"[0-9]+|{_UUID}", name):
         raise BadInput(name[:40], "give the number of a group, such as 42, or the id of an error")
     with _records() as records:
         shape = records.group(name)
@@ -649,8 +661,12 @@ def _act(arguments: argparse.Namespace, trigger: Trigger, *, span: timedelta | N
             outcomes.append(records.act(number, trigger, by=_user(), span=span))
             if not arguments.json:
                 _print_outcome(outcomes[-1])
+    return _ended(outcomes, as_json=arguments.json)
+
+
+def _ended(outcomes: Sequence[Shape], *, as_json: bool) -> int:
     done = all(outcome["success"] for outcome in outcomes)
-    if arguments.json:
+    if as_json:
         _print_json(outcomes[0] if len(outcomes) == 1 else {"success": done, "results": outcomes})
     return OK if done else FAILED
 
@@ -671,6 +687,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
+_UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _NUMBER = re.compile(r"#?([0-9]{1,9})")
 _RANGE = re.compile(r"#?([0-9]{1,9})-#?([0-9]{1,9})")
 
@@ -679,27 +696,95 @@ def _is_number(word: str) -> bool:
     return _NUMBER.fullmatch(word) is not None
 
 
-def _number(word: str) -> int:
+def _number(word: str, of: str = "group") -> int:
     match = _NUMBER.fullmatch(word)
     if match is None:
-        raise BadInput(word[:40], "give the number of a group, such as 42")
+        raise BadInput(word[:40], f"give the number of a {of}, such as 42")
     return int(match[1])
 
 
-def _numbers(words: Sequence[str]) -> list[int]:
-    """The groups that words name: ``42``, ``#43``, ``50-60``; each once, in the order given."""
+def _numbers(words: Sequence[str], of: str = "group") -> list[int]:
+    """The groups, or jobs, that words name: ``42``, ``#43``, ``50-60``; each once, in the order given."""
     found: dict[int, None] = {}
     for word in (part for given in words for part in given.split(",") if part):
         if match := _RANGE.fullmatch(word):
             first, last = int(match[1]), int(match[2])
             if not first <= last < first + MOST_NUMBERS:
-                raise BadInput(word, f"give the smaller number first, and at most {MOST_NUMBERS} groups")
+                raise BadInput(word, f"give the smaller number first, and at most {MOST_NUMBERS} {of}s")
             found |= dict.fromkeys(range(first, last + 1))
         else:
-            found[_number(word)] = None
+            found[_number(word, of)] = None
     if not found or len(found) > MOST_NUMBERS:
-        raise BadInput("groups", f"give 1 to {MOST_NUMBERS} groups, such as: 42 43 50-60")
+        raise BadInput(f"{of}s", f"give 1 to {MOST_NUMBERS} {of}s, such as: 42 43 50-60")
     return list(found)
+
+
+# Failed jobs.
+
+
+def jobs(arguments: argparse.Namespace) -> int:
+    """Jobs that failed after their retries."""
+    from tocsin import jobs_cli
+
+    if arguments.all and arguments.status:
+        raise BadInput("--all", "goes without --status")
+    filters = {name: getattr(arguments, name) for name in ("service", "environment", "q", "limit", "before")}
+    with _records() as records:
+        page = records.jobs(status="all" if arguments.all else arguments.status, **filters)
+    if arguments.json:
+        return _print_json(page)
+    if not page["jobs"]:
+        return _say("no jobs" if arguments.all or arguments.status else "no job waits; --all lists those dealt with")
+    print(jobs_cli.listed(page["jobs"]))
+    return _say_more(page["next"])
+
+
+def show_job(arguments: argparse.Namespace) -> int:
+    """One job with its arguments, its tries and its history."""
+    from tocsin import jobs_cli
+
+    with _records() as records:
+        shape = records.job(_job_name(arguments.job))
+    if arguments.json:
+        return _print_json(shape)
+    print("\n".join(jobs_cli.told(shape)))
+    return OK
+
+
+def retry_job(arguments: argparse.Namespace) -> int:
+    """A job's function, run again in this folder."""
+    from tocsin import jobs_cli, rerun
+
+    given = rerun.given_of(arguments.set)
+    with _records() as records:
+        asks = sys.stdin.isatty() and not arguments.yes
+        return jobs_cli.retry(records, _job_name(arguments.job), given, by=_user(), asks=asks)
+
+
+def _acting_on_jobs(trigger: str) -> Command:
+    def act(arguments: argparse.Namespace) -> int:
+        from tocsin.lifecycle import JobTrigger
+
+        outcomes: list[Shape] = []
+        with _records() as records:
+            for number in _numbers(arguments.jobs, of="job"):
+                outcomes.append(records.act_on_job(number, JobTrigger(trigger), by=_user()))
+                if arguments.json:
+                    continue
+                if outcomes[-1]["success"]:
+                    print(f"{safe(outcomes[-1]['message'])}  {safe(outcomes[-1]['job']['function'])}")
+                else:
+                    _failed(outcomes[-1]["error"])
+        return _ended(outcomes, as_json=arguments.json)
+
+    return act
+
+
+def _job_name(word: str) -> str:
+    name = str(_number(word)) if _is_number(word) else word
+    if not re.fullmatch(rf"[0-9]+|{_UUID}", name):
+        raise BadInput(name[:40], "give the number of a job, such as 7, or its id")
+    return name
 
 
 # How things are printed.
@@ -779,7 +864,7 @@ def command_names() -> list[str]:
 def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     from datetime import timedelta
 
-    from tocsin.lifecycle import Status, Trigger
+    from tocsin.lifecycle import JobStatus, Status, Trigger
     from tocsin.model import Severity
 
     top = _Parser(
@@ -903,6 +988,24 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_page(one)
     _add_json(one)
 
+    one = add(
+        "jobs",
+        jobs,
+        "work that failed after its retries: look at it, run it again, say that it is done",
+        "tocsin jobs --service shop",
+        "tocsin jobs show 7",
+        "tocsin jobs retry 7",
+        "tocsin jobs done 7 8",
+        "tocsin jobs discard 7-20",
+    )
+    one.add_argument("--all", action="store_true", help="also those that are done or discarded")
+    one.add_argument("--status", choices=_words(JobStatus), metavar="WORD", help=", ".join(JobStatus))
+    one.add_argument("-q", metavar="TEXT", help="only with this text in function or error")
+    _add_where(one)
+    _add_page(one)
+    _add_json(one)
+    _add_job_commands(one)
+
     add("test-alert", test_alert, "send a test message on every channel")
     add("migrate", migrate, "bring the database's tables up to date")
 
@@ -936,6 +1039,32 @@ orderly stop (SIGTERM, SIGINT or SIGHUP came, and the program ended of it).
 PM2, systemd and Docker start a program again by themselves: under them nothing is restarted here, unless
 --restart says so. Give them more time than TOCSIN_SHUTDOWN_TIMEOUT_S (30 s) before they kill: `kill_timeout`,
 `TimeoutStopSec`, `stop_grace_period`. --max-memory replaces PM2's max_memory_restart, which sees only the parent."""
+
+
+def _add_job_commands(jobs: argparse.ArgumentParser) -> None:
+    acts = jobs.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run_it: Command, about: str, *, several: bool) -> argparse.ArgumentParser:
+        one = acts.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        one.set_defaults(command=run_it)
+        if several:
+            one.add_argument("jobs", nargs="+", metavar="N", help="numbers of jobs, and ranges: 7 8 10-20")
+        else:
+            one.add_argument("job", metavar="N", help="number of a job, or its id")
+        return one
+
+    _add_json(add("show", show_job, "its arguments, its tries, what people did to it", several=False))
+    one = add("retry", retry_job, "run it again in this folder, the service's own, with its Python", several=False)
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="ARG=VALUE",
+        help="an argument in place of what is kept, as JSON or text: kwargs.token=…, args.0=7",
+    )
+    one.add_argument("--yes", action="store_true", help="do not ask (only a terminal is asked)")
+    _add_json(add("done", _acting_on_jobs("done"), "it was done, by hand or otherwise", several=True))
+    _add_json(add("discard", _acting_on_jobs("discard"), "nobody will do it any more", several=True))
 
 
 def _which(setup: argparse.ArgumentParser) -> int:
