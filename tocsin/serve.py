@@ -34,6 +34,7 @@ from tocsin.exporter.neighbours import Neighbours
 from tocsin.exporter.otlp import Reader
 from tocsin.exporter.spool import Spool, default_max_bytes
 from tocsin.failures import BadInput, SchemaMismatch, StoreAway
+from tocsin.instrumentation.pulse import Pulse
 from tocsin.semconv import SERVICE_NAME
 from tocsin.settings import Settings
 from tocsin.store import open_store
@@ -145,15 +146,29 @@ async def _taking_in(settings: Settings, say: Say) -> AsyncIterator[tuple[Door, 
     spool = _open_spool(settings, folder, say)
     briefs = Briefs()
     sink = Database(settings, folder, briefs)
-    chores = (Early(sink.store, settings.categories, say), Neighbours(folder, sink).look)
-    drain = Drain(settings, spool, folder, sink=sink, chores=chores, adopt_every_s=SERVER_ADOPTS_EVERY_S)
+    neighbours = Neighbours(folder, sink, silent_after_s=settings.silent_after_s)
+    drain = Drain(
+        settings,
+        spool,
+        folder,
+        sink=sink,
+        chores=(Early(sink.store, settings.categories, say), neighbours.look),
+        farewell=neighbours.leave,
+        adopt_every_s=SERVER_ADOPTS_EVERY_S,
+    )
     door = Door(Reader(settings, briefs), spool, drain.wake, rest=allocator.giver_back())
     door.start()
+    pulse = Pulse(spool, (partial(kept.touch, folder),)) if spool is not None else None
+    if pulse is not None:
+        pulse.start()
     try:
         yield door, drain
     finally:
         await asyncio.to_thread(door.close, _CLOSE_DOOR_S)
         is_stored = await asyncio.to_thread(drain.finish, _DRAIN_S)
+        if pulse is not None:
+            pulse.end()
+        kept.leave(folder)
         if spool is not None:
             spool.close(everything_stored=is_stored)
 

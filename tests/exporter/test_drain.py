@@ -236,11 +236,12 @@ def test_the_row_of_a_process_says_how_it_is_and_that_it_has_ended(database_url:
         spool.life.set_state(State.ALIVE)
         spool.life.set_active(3)
         spool.life.note_stopping(time.time_ns())
+        spool.life.note_memory(98_000_000, 1)
         spool.append(error_line())
         drain.wake()
         found = eventually(row)
         assert (found.active_requests, found.is_shutting_down, found.ended_at) == (3, True, None)
-        assert found.memory_bytes > 2**20
+        assert found.memory_bytes == 98_000_000
 
     assert row().ended_how == "stopped"
     assert abs(row().ended_at - datetime.now(UTC)) < timedelta(minutes=1)

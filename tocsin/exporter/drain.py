@@ -44,7 +44,7 @@ IDLE_S = 1.0
 FIRST_LOOK_S = 1.0  # a program that starts has other things to do; its first error wakes the thread
 GATHER_S = 0.1  # after something was stored: what comes in the meantime is stored together
 STORM_S = 0.25
-STOPPING_S = 0.25  # between two signs of life of a process that may be killed soon: they tell how long it had
+STOPPING_S = 0.25  # a process that may be killed soon
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 LONGEST_PAUSE_S = 60.0  # whatever a server asks for
 CHANGED_S = 10.0  # between two words of a process whose requests come and go
@@ -162,7 +162,6 @@ class Drain:
 
     def _is_needed(self) -> bool:
         """Wait for the first thing to do; False where the program has ended before there was any."""
-        self._note_life()
         if self._spool is not None:
             self._signal.acquire(timeout=FIRST_LOOK_S)
         return self._deadline is None or self._has_own_left()
@@ -202,7 +201,7 @@ class Drain:
             if failed and is_last:
                 time.sleep(0.05)
             elif failed:
-                self._pause(self._pause_s(failed, pause_s))
+                self._ending.wait(self._pause_s(failed, pause_s))
             else:
                 if self._has_stored:
                     self._ending.wait(GATHER_S)
@@ -217,24 +216,13 @@ class Drain:
         pause_s = max(RETRY_S[min(failed, len(RETRY_S)) - 1], wished_s or 0.0)
         return min(pause_s * self._random.uniform(1.0, 1.25), LONGEST_PAUSE_S)
 
-    def _pause(self, seconds: float) -> None:
-        """Wait, unless it is to end; this process goes on saying that it lives."""
-        until = time.monotonic() + seconds
-        while (left_s := until - time.monotonic()) > 0 and not self._ending.wait(min(left_s, self._idle_s())):
-            self._note_life()
-
     def _idle_s(self) -> float:
         """How long there may be nothing to do."""
         return STOPPING_S if self._spool is not None and self._spool.life.is_stopping else IDLE_S
 
-    def _note_life(self) -> None:
-        if self._spool is not None:
-            self._spool.life.note_memory(life.resident_bytes() or 0, clock.now_ns())
-
     def _round(self) -> bool:
         """Store all there is; True while a storm is being counted."""
         is_storming = self._has_stored = False
-        self._note_life()
         if time.monotonic() >= self._next_adoption and self._deadline is None:
             self._next_adoption = time.monotonic() + self._adopt_every_s
             from tocsin.exporter import orphans

@@ -42,6 +42,7 @@ from tocsin.instrumentation import shutdown as stop
 from tocsin.instrumentation.aftermath import Aftermath
 from tocsin.instrumentation.capture import Capture, resource
 from tocsin.instrumentation.imports import after_import
+from tocsin.instrumentation.pulse import Pulse
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
 from tocsin.settings import Settings, git_release, service_name, substitute_spool_dir
@@ -176,10 +177,12 @@ def _open(settings: Settings, first: State) -> Capture | None:
 
     keep_count()
     reserve.keep()
-    chores = (keep_count, functools.partial(faults.watch, own), reserve.keep)
-    drain = Drain(settings, own, own.folder, _say_stored, chores=chores)
+    drain = Drain(settings, own, own.folder, _say_stored)
     drain.start()
-    return Capture(own, drain)
+    chores = (keep_count, functools.partial(faults.watch, own), reserve.keep)
+    pulse = Pulse(own, (*chores, memory.Watch(own, settings.memory_warn_percent).look))
+    pulse.start()
+    return Capture(own, drain, pulse)
 
 
 def _make_header(settings: Settings) -> dict[str, Any]:
@@ -207,8 +210,8 @@ def _stop(timeout_s: float) -> None:
     global _started
     capture, state.current, _started = state.current, None, None
     if capture is not None:
-        requests.keep_in(None)
         capture.close(timeout_s)
+        requests.keep_in(None)
         faults.uninstall()
 
 

@@ -1,0 +1,78 @@
+"""
+The thread that looks at this process twice a second, whatever the drain waits for.
+
+A database that never answers holds up the drain for as long as it likes; what this process says of
+itself, and what it notices of itself, must not wait for that.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tocsin import clock
+from tocsin.contained import contained, own_threads
+from tocsin.exporter import life
+from tocsin.exporter.spool import Spool
+
+EVERY_S: Final = 0.5
+STOPPING_S: Final = 0.25
+"""Between two signs of life of a process that may be killed soon: they tell how long it had."""
+
+_REST: Final = 20  # a chore that took long rests for so many times as long: it takes 5 % of the time at most
+_END_S: Final = 0.5
+
+
+class Pulse:
+    """
+    Says that this process lives, and does what is to be done about twice a second.
+
+    Args:
+        spool: of this process; its `life` is asked for at each beat, since it may be another one by then.
+        chores: done at each beat, in this order; one that fails or takes long is not the others' harm.
+            They are quick (well under a millisecond), and keep a slower pace of their own.
+        every_s: between two beats.
+    """
+
+    def __init__(self, spool: Spool, chores: Sequence[Callable[[], None]] = (), *, every_s: float = EVERY_S) -> None:
+        self._spool = spool
+        self._chores = chores
+        self._rests_until = [0.0] * len(chores)
+        self._every_s = every_s
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tocsin-pulse", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; it lives as long as the process, and does not outlive a fork."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """End the thread, and wait for it within a bound."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_S)
+
+    def _run(self) -> None:
+        own_threads.add(threading.get_ident())
+        try:
+            while not self._ending.is_set() and not sys.is_finalizing():
+                self._beat()
+                self._ending.wait(min(self._every_s, STOPPING_S) if self._spool.life.is_stopping else self._every_s)
+        finally:
+            own_threads.discard(threading.get_ident())
+
+    def _beat(self) -> None:
+        with contained("saying that this process lives"):
+            self._spool.life.note_memory(life.resident_bytes() or 0, clock.now_ns())
+        for number, chore in enumerate(self._chores):
+            began = time.monotonic()
+            if self._ending.is_set() or began < self._rests_until[number]:
+                continue
+            with contained("looking after this process"):
+                chore()
+            took_s = time.monotonic() - began
+            if took_s * _REST > self._every_s:
+                self._rests_until[number] = began + took_s * (1 + _REST)
