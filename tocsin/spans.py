@@ -17,3 +17,11 @@ def span_of(text: str) -> timedelta | None:
         return None
     span = timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
     return span if timedelta() < span <= LONGEST else None
+
+
+def text_of(seconds: float) -> str:
+    """A length of time in the largest unit that it is a whole number of: ``1d``, ``90m``."""
+    for unit, size in reversed(_UNITS_S.items()):
+        if seconds >= size and not seconds % size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"

@@ -23,7 +23,7 @@ from typing import Any
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tocsin import clock
-from tocsin.alerts import messages
+from tocsin.alerts import beats, messages
 from tocsin.alerts.channels import Channel, Message
 from tocsin.alerts.console import Console
 from tocsin.alerts.deliver import Deliverer
@@ -93,6 +93,7 @@ class Alerts:
         self._channels = channels
         self._targets = [(channel.name, target) for channel in channels for target in channel.targets]
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-12:]}"
+        self._beats = beats.Watch(settings, limits.missing_after_s)
         self._deliverer = Deliverer(settings, store, channels, limits, owner=self._owner)
         # A bot that nobody has told its chats yet still says to whom it talks.
         telegram = next((channel for channel in channels if isinstance(channel, Telegram)), None)
@@ -288,18 +289,27 @@ class Alerts:
 
     async def _timed(self) -> None:
         """What waits for time. Digest and reminders find their place beside it."""
-        if not self.is_leader:
-            return
-        try:
-            if not await self._store.read(groups.is_work_waiting, clock.now()):
+        for work in (self._end_mutes, self._watch_beats):
+            if not self.is_leader:
                 return
-            self._unsettled.set()
-            if await self._store.write(groups.expire_mutes, clock.now()):
-                self._woken.set()
-        except StoreAway as problem:
-            self._database_is_away(problem)
-        except Exception as problem:
-            note("alerts (timed)", problem)
+            try:
+                await work()
+            except StoreAway as problem:
+                self._database_is_away(problem)
+                return
+            except Exception as problem:
+                note("alerts (timed)", problem)
+
+    async def _end_mutes(self) -> None:
+        if not await self._store.read(groups.is_work_waiting, clock.now()):
+            return
+        self._unsettled.set()
+        if await self._store.write(groups.expire_mutes, clock.now()):
+            self._woken.set()
+
+    async def _watch_beats(self) -> None:
+        if await self._beats.look(self._store):
+            self._woken.set()
 
     async def _sweep(self) -> None:
         """Remove what would grow for ever and nobody needs, a little at a time."""

@@ -6,12 +6,11 @@ Read the same way whether the process wrote them on this machine or sent them: b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from tocsin import clock
+from tocsin import beats, clock
 from tocsin.exporter.arguments import tidy as tidy_arguments
 from tocsin.exporter.foreign import uuid_of
 from tocsin.exporter.scrub import scrub_text
@@ -29,7 +28,6 @@ LONGEST_S: Final = 366 * 86_400.0
 _NAME = 200
 _MESSAGE = 2_000
 _LAST_NS = 2**62
-_BEAT = re.compile(r"[\w][\w .:/@+-]{0,99}")
 
 
 class Unfit(ValueError):
@@ -162,8 +160,8 @@ def _as_job(found: Mapping[str, Any], source: Source, moment: datetime) -> Job:
 
 def _beat(content: Mapping[str, Any]) -> dict[str, Any]:
     name = _name(content)
-    if not _BEAT.fullmatch(name):
-        raise Unfit("name: 1 to 100 letters, digits, spaces and .:/@+-")
+    if not beats.NAME.fullmatch(name):
+        raise Unfit("name: 1 to 100 letters, digits, spaces and .:@+-")
     return {
         "name": name,
         "every_s": _seconds(content, "every_s"),
