@@ -167,6 +167,11 @@ class Watch:
         self._well_since_s: float | None = None
         self._looking: threading.Thread | None = None
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether it is being found out what grew."""
+        return self._looking is not None
+
     def look(self, now_s: float | None = None) -> None:
         """Look at the memory, and do what is to be done about it; keeps its own pace."""
         now_s = time.monotonic() if now_s is None else now_s
