@@ -32,6 +32,7 @@ from tocsin.instrumentation import (
     imports,
     jobs,
     logs,
+    memory,
     pools,
     reserve,
     stacks,
