@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tocsin import clock
 from tocsin.exporter import arguments
+from tocsin.exporter.raw import module_of, qualname_of
 from tocsin.ids import uuid7
 from tocsin.instrumentation import stacks
 from tocsin.text import shorten
@@ -85,13 +86,14 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def _class_called(function: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
     """The path of a class method, of the class that it was called of."""
-    if not args or not isinstance(args[0], type):
+    if not args or not issubclass(type(args[0]), type):  # isinstance would ask the object too
         return None
+    kind: Any = args[0]
     name = name_of(function).rpartition(".")[2]
-    found = getattr(args[0], name, None)
-    if type(found) is MethodType and found.__self__ is args[0] and found.__func__ is function:
-        return f"{args[0].__module__}:{args[0].__qualname__}.{name}"
-    return None
+    path = f"{module_of(kind)}:{qualname_of(kind)}.{name}"
+    found = getattr(kind, name, None)
+    is_bound = type(found) is MethodType and found.__self__ is kind and found.__func__ is function
+    return path if is_bound else None
 
 
 def _positional(function: Callable[..., Any]) -> Sequence[str]:

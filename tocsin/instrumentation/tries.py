@@ -94,6 +94,8 @@ class Try:
             own = {id(failure), *map(id, origins_of(failure, with_members=True))} if failure is not None else set()
             if self.call.mark is None:
                 self.call.mark = next((mark for error, mark in self.written if id(error) in own), None)
+            if self.outer is not None and failure is not None and self.call.mark is not None:
+                self.outer.wrote(failure, self.call.mark)
             self.written.clear()
             held, self.held = self.held, []
             jobs, self.jobs = self.jobs, []
