@@ -16,7 +16,7 @@ from tocsin import clock
 from tocsin.alerts import commands, messages
 from tocsin.alerts.commands import Command, Misunderstood, parse, press
 from tocsin.lifecycle import JobTrigger, Status
-from tocsin.model import Batch, Instance, Job, Severity
+from tocsin.model import Batch, DependencyState, Instance, Job, Severity
 from tocsin.store import Store, errors, groups, jobs
 
 
@@ -304,3 +304,29 @@ def told(service: str, **values: Any) -> Instance:
         python_version=None,
         **values,
     )
+
+
+async def test_status_names_what_services_are_without(store: Store) -> None:
+    """By the worst that a living process says."""
+    now = clock.now()
+    running = [
+        Instance(id=one, service="shop", environment="production", release=None, host="h", pid=1, started_at=now)
+        for one in ("a", "b")
+    ]
+    told = [
+        DependencyState(
+            name=name,
+            is_away=is_away,
+            is_optional=True,
+            since=now - timedelta(minutes=1),
+            service="shop",
+            environment="production",
+            instance_id=instance_id,
+        )
+        for instance_id, name, is_away in (("a", "redis", True), ("b", "redis", False), ("b", "<b>crm", False))
+    ]
+    await store.write(errors.write_batch, Batch(entries=[], instances=running, facts=[*told]), now)
+
+    status = await ask(store, "/status")
+
+    assert "redis: away since " in status and "crm" not in status

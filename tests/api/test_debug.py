@@ -18,7 +18,7 @@ from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.api import create_app
 from tocsin.api.calls import Right
-from tocsin.model import Batch, Instance
+from tocsin.model import Batch, DependencyState, Instance
 from tocsin.store import Store, alerts, errors, groups, open_store, schema
 from tocsin.store.engine import SqliteStore
 
@@ -82,6 +82,31 @@ async def test_health_is_an_error_while_the_database_is_away(tmp_path: Path) -> 
     assert [call.status_code for call in calls] == [503] * 4
     assert all(call.json()["success"] is False and "Traceback" not in call.text for call in calls)
     assert probes == [200, 503]
+
+
+async def test_what_a_service_is_without_degrades_health(client: httpx.AsyncClient, store: Store) -> None:
+    """But it is no 503: tocsin itself needs none of it."""
+    now = clock.now()
+    values: dict[str, Any] = {"service": "shop", "environment": "production", "is_optional": True, "since": now}
+    living = Instance(id="a", service="shop", environment="production", release=None, host="h", pid=1, started_at=now)
+
+    async def told(**away: bool) -> httpx.Response:
+        states = [
+            DependencyState(name=name, instance_id="a", is_away=is_away, **values) for name, is_away in away.items()
+        ]
+        await store.write(errors.write_batch, Batch(entries=[], instance=living, facts=[*states]), now)
+        return await client.get(f"{API}/health")
+
+    well = (await told(redis=False, crm=False)).json()
+    ill = await told(crm=True)
+    worse = (await told(redis=True, database=True, crm=False)).json()
+
+    assert (well["status"], well["services"]["redis"], well["services"]["crm"]) == ("ok", "connected", "connected")
+    assert (ill.status_code, ill.json()["status"]) == (200, "degraded")
+    assert (ill.json()["services"]["redis"], ill.json()["services"]["crm"]) == ("connected", "error")
+    assert (worse["services"]["redis"], worse["services"]["database"], worse["services"]["crm"]) == (
+        *("error", "error", "connected"),
+    )
 
 
 class Hanging(SqliteStore):

@@ -22,7 +22,7 @@ from tocsin.lifecycle import IllegalTransition, JobTrigger, Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.spans import span_of
-from tocsin.store import alerts, groups, jobs, queries
+from tocsin.store import alerts, dependencies, groups, jobs, queries
 from tocsin.text import clean, one_line
 
 TRIGGERS = {
@@ -253,7 +253,9 @@ def _help(connection: Connection, command: Command, settings: Settings, leader: 
 
 
 def _status(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
-    return messages.status(alerts.overview(connection, now), leader=leader, settings=settings, now=now)
+    needed = dependencies.current(connection, now, timedelta(seconds=settings.silent_after_s))
+    away = [one for one in needed if one.is_away]
+    return messages.status(alerts.overview(connection, now), away, leader=leader, settings=settings, now=now)
 
 
 def _memory(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:

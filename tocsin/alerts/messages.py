@@ -25,6 +25,7 @@ from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.store.alerts import ErrorSeen, Overview, Subject
 from tocsin.store.audit import BY_ITSELF, Entry
+from tocsin.store.dependencies import Standing
 from tocsin.store.groups import Group
 from tocsin.store.jobs import WAITING, KeptJob
 from tocsin.text import clean, one_line
@@ -409,7 +410,9 @@ def _why(one: KeptJob) -> str:
     return ": ".join(filter(None, (one.exception_type, one.message))) or "-"
 
 
-def status(overview: Overview, *, leader: str, settings: Settings, now: datetime) -> Message:
+def status(
+    overview: Overview, away: Sequence[Standing] = (), *, leader: str, settings: Settings, now: datetime
+) -> Message:
     """How things stand, as ``/status`` shows it."""
     texts = Texts(settings.language)
     page = Page()
@@ -420,6 +423,8 @@ def status(overview: Overview, *, leader: str, settings: Settings, now: datetime
     page.line(texts("bot.status.hour", count=f"{overview.errors_last_hour:,}"))
     page.line(texts("bot.status.instances", count=overview.instances))
     page.line(texts("bot.status.database", state=texts("bot.status.database.ok")))
+    for one in away[:_SHOWN_LINES]:
+        page.line(code(one.name, 60), f": {texts('bot.status.away', when=when(one.since, settings, now))}")
     if overview.oldest_pending_at:
         page.line(texts("bot.status.pending", age=age(now - overview.oldest_pending_at)))
     else:

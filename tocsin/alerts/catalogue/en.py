@@ -93,6 +93,7 @@ TEXTS = {
     "bot.status.instances": "instances: {count}",
     "bot.status.database": "database: {state}",
     "bot.status.database.ok": "connected",
+    "bot.status.away": "away since {when}",
     "bot.status.pending": "oldest alert that waits: {age}",
     "bot.status.nothing_pending": "no alert waits",
     "bot.status.leader": "leader: {who}",

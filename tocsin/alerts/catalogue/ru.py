@@ -93,6 +93,7 @@ TEXTS = {
     "bot.status.instances": "процессов: {count}",
     "bot.status.database": "база данных: {state}",
     "bot.status.database.ok": "на связи",
+    "bot.status.away": "не отвечает с {when}",
     "bot.status.pending": "самое старое ожидающее оповещение: {age}",
     "bot.status.nothing_pending": "ожидающих оповещений нет",
     "bot.status.leader": "ведущий: {who}",
