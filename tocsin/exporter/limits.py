@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,20 +22,23 @@ _NEAR: Final = 0.7
 _MOST_ANCESTORS: Final = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit:  # no dataclass, which takes longer to make than all the rest of this module
     """
     A limit of memory in bytes, and who sets it.
 
     Args:
+        by: ``--max-memory``, ``cgroup`` or ``machine``.
         used: how much of it is taken, given the resident memory of this process and the moment (monotonic).
         others: the resident memory of each of the other processes that it holds for as well.
     """
 
-    by: str  # "--max-memory", "cgroup", "machine"
-    bytes: int
-    used: Callable[[int, float], int]
-    others: Callable[[], list[int]]
+    __slots__ = ("by", "bytes", "others", "used")
+
+    def __init__(self, by: str, size: int, used: Callable[[int, float], int], others: Callable[[], list[int]]) -> None:
+        self.by = by
+        self.bytes = size
+        self.used = used
+        self.others = others
 
 
 def machine_bytes() -> int:
