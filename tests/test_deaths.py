@@ -141,6 +141,21 @@ def test_what_grew_is_said_and_makes_no_other_group(tmp_path: Path) -> None:
     assert found.fingerprint == bare.fingerprint
 
 
+def test_what_grew_is_said_where_the_kernel_killed_for_want_of_memory(tmp_path: Path) -> None:
+    """A `kill -9` by somebody has nothing to do with it: then it stands in the context alone."""
+    grew = "shop.Order by 118,204"
+
+    found, bare, other = (
+        decoded(line_of(told(tmp_path, code=-9, oom_kills=kills, grew=said), []))
+        for kills, said in ((1, grew), (1, ""), (0, grew))
+    )
+
+    assert found.message == "node app.js was killed by SIGKILL (out of memory); grew most: shop.Order by 118,204"
+    assert found.fingerprint == bare.fingerprint
+    assert other.message == "node app.js was killed by SIGKILL"
+    assert other.context["process.memory_grew"] == grew
+
+
 def test_the_fuller_line_takes_the_place_of_the_bare_one(tmp_path: Path) -> None:
     """Under the parent's lock, by one rename, with the same id."""
     one = told(tmp_path)

@@ -186,6 +186,9 @@ def _line(evidence: Evidence, verdict: Verdict, severity: Severity, limit: int) 
         attributes[semconv.PLACE] = verdict.place
         reason = _last(_REASON, said)
         message = clean(f"{verdict.message}{f': {one_line(reason[0])}' if reason else ''}")
+        if evidence.oom_kills and evidence.grew:
+            attributes[semconv.TEMPLATE] = message  # whatever grew, it is the same
+            message = clean(f"{message}; grew most: {evidence.grew}")
         if dump.stack:
             attributes[semconv.EXCEPTION_STACKTRACE] = clean(dump.stack, limit)
         if dump.frames:
