@@ -23,7 +23,7 @@ from typing import Any
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tocsin import clock
-from tocsin.alerts import beats, messages
+from tocsin.alerts import beats, messages, outages
 from tocsin.alerts.channels import Channel, Message
 from tocsin.alerts.console import Console
 from tocsin.alerts.deliver import Deliverer
@@ -289,7 +289,7 @@ class Alerts:
 
     async def _timed(self) -> None:
         """What waits for time. Digest and reminders find their place beside it."""
-        for work in (self._end_mutes, self._watch_beats):
+        for work in (self._end_mutes, self._watch_beats, self._end_outages):
             if not self.is_leader:
                 return
             try:
@@ -305,6 +305,10 @@ class Alerts:
             return
         self._unsettled.set()
         if await self._store.write(groups.expire_mutes, clock.now()):
+            self._woken.set()
+
+    async def _end_outages(self) -> None:
+        if await outages.look(self._store, self._settings):
             self._woken.set()
 
     async def _watch_beats(self) -> None:

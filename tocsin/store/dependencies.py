@@ -94,6 +94,31 @@ def current(connection: Connection, now: datetime, silent_after: timedelta) -> l
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class There:
+    """A dependency that is there for every living process of a service that has told of it."""
+
+    name: str
+    service: str
+    environment: str
+    since: datetime  # the last of them has found it there
+
+
+def all_there(connection: Connection, now: datetime, silent_after: timedelta) -> list[There]:
+    """Of each service the dependencies that are there for all of its processes; see `current`."""
+    of = (dependencies.c.name, dependencies.c.service, dependencies.c.environment)
+    found = (
+        select(*of, func.max(dependencies.c.since, type_=dependencies.c.since.type).label("since"))
+        .join(instances, instances.c.id == dependencies.c.instance_id)
+        .where(instances.c.ended_at.is_(None), instances.c.last_seen > now - silent_after)
+        .group_by(*of)
+        .having(func.sum(cast(dependencies.c.is_away.is_(True), Integer)) == 0)
+        .order_by(*of)
+        .limit(10 * MOST)
+    )
+    return [There(**row) for row in connection.execute(found).mappings()]
+
+
 def sweep(connection: Connection, limit: int = 10_000) -> int:
     """Remove what processes have told whose rows are gone; returns how many there were."""
     gone = (
