@@ -87,6 +87,14 @@ async def test_processes_that_are_gone_or_silent_do_not_count(store: Store) -> N
     assert await current(store, now + timedelta(hours=1)) == []
 
 
+async def test_who_says_rarely_how_it_is_has_longer_for_it(store: Store) -> None:
+    now = clock.now()
+    await tell(store, now, state("a", now), beats_every_s=60.0)
+
+    assert len(await current(store, now + timedelta(seconds=170))) == 1
+    assert await current(store, now + timedelta(seconds=190)) == []
+
+
 async def test_what_is_told_goes_with_the_process(store: Store) -> None:
     """Nothing is kept for ever."""
     now = clock.now()
