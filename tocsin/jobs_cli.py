@@ -120,12 +120,12 @@ def _arguments(job: Shape, given: Mapping[str, Any]) -> Iterator[str]:
     named |= {f"kwargs.{key}": value for key, value in (kwargs if isinstance(kwargs, dict) else {}).items()}
     for path, value in named.items():
         changed = [one for one in map(str, _list(job["changed"])) if one == path or one.startswith(f"{path}.")]
-        note = f"  (not as it was: {', '.join(changed)})" if changed else ""
+        note = f"(not as it was: {', '.join(changed)})" if changed else ""
         if any(one == path or one.startswith(f"{path}.") or path.startswith(f"{one}.") for one in given):
             yield f"{safe(path):14}(as given here)"
         else:
             shown = one_line(json.dumps(value, ensure_ascii=False), _SHOWN_CHARACTERS)
-            yield f"{safe(path):14}{safe(shown)}{safe(note)}"
+            yield f"{safe(path):14}{safe(shown)}  {safe(note)}".rstrip()
     for path in given.keys() - named.keys():
         yield f"{safe(path):14}(as given here)"
     if "arguments" in _list(job["changed"]) and not given:
