@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +26,7 @@ from tocsin.api import create_app
 from tocsin.api.auth import first_token, login_address
 from tocsin.api.calls import House
 from tocsin.contained import note
+from tocsin.exporter import kept
 from tocsin.exporter.brief import Briefs
 from tocsin.exporter.database import Database
 from tocsin.exporter.door import Door

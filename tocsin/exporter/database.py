@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tocsin import clock
 from tocsin.contained import failures
 from tocsin.exporter import decode as decoding
+from tocsin.exporter import kept
 from tocsin.exporter import spool as spooling
 from tocsin.exporter.brief import Briefs
 from tocsin.exporter.sink import Portion
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tocsin.store import Store
 
 CLOCK_EVERY_S = 60.0
+BEATS_EVERY_S = 30.0
 
 _Decoded = tuple[Line, Entry | Fact | Instance | None]
 
@@ -45,11 +47,13 @@ class Database:
     """
 
     name = "the database"
-    beats_every_s: float | None = None  # a connection for nothing is not worth it
+    first_beat_s: float = 60.0  # SQLAlchemy takes 25 MB, which a program that ends soon need not load
 
     def __init__(self, settings: Settings, folder: Path, briefs: Briefs | None = None) -> None:
         self._settings = settings
         self._folder = folder
+        # Who writes to a file has a server beside it, if there is one: that sees how it is.
+        self.beats_every_s: float | None = None if settings.database_url.startswith("sqlite") else BEATS_EVERY_S
         self._store: Store | None = None
         self._is_prepared = False
         self._behind = timedelta(0)
@@ -83,7 +87,16 @@ class Database:
         store = self._ready()
         from tocsin.store import errors  # noqa: PLC0415
 
-        store.write_now(errors.write_instance, instance, clock.now() + self._behind)
+        store.write_now(errors.write_instance, self._by_its_clock(instance), clock.now() + self._behind)
+
+    def is_told_by_others(self) -> bool:
+        """Whether a server keeps the rows of this folder's processes."""
+        return kept.is_kept(self._folder)
+
+    def rest(self) -> None:
+        """Close the connection: it is not worth one while nothing happens."""
+        if self._store is not None:
+            self._store.rest_now()
 
     def keep(self, living: Sequence[Instance], ended: Sequence[str]) -> None:
         """Refresh the rows of processes, and note of others by their ids that they have ended, at once."""
@@ -92,10 +105,21 @@ class Database:
 
         def work(connection: Connection, now: datetime) -> None:
             for instance in living:
-                errors.write_instance(connection, instance, now)
+                errors.write_instance(connection, self._by_its_clock(instance), now)
             errors.note_ended(connection, ended, now)
 
         store.write_now(work, clock.now() + self._behind)
+
+    def let_go(self, instance_ids: Sequence[str]) -> None:
+        """Promise no more that the rows of these processes are made anew."""
+        store = self._ready()
+        from tocsin.store import errors  # noqa: PLC0415
+
+        store.write_now(errors.promise_nothing, instance_ids)
+
+    def _by_its_clock(self, instance: Instance) -> Instance:
+        """With the time of this machine as the database has it."""
+        return instance if instance.seen_at is None else replace(instance, seen_at=instance.seen_at + self._behind)
 
     def forget(self, segment: str) -> None:
         """What is known of a segment is swept when it is old."""
@@ -150,7 +174,7 @@ class Database:
         )
         batch = Batch(
             entries=sifted.entries,
-            instance=portion.instance,
+            instance=self._by_its_clock(portion.instance) if portion.instance is not None else None,
             instances=[entry for entry in found if isinstance(entry, Instance)],
             facts=[entry for entry in found if isinstance(entry, Fact)],
             segment=portion.segment,

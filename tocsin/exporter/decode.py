@@ -389,7 +389,7 @@ _NO_TRACE = _Trace([], (), "", "", None, None)
 
 def _instance(content: Mapping[str, Any], source: Source, behind: timedelta) -> Instance:
     """How a process somewhere else is; its own times by its own clock, but for a wrong one of this machine."""
-    ended_ns = content.get("ended_at_ns")
+    ended_ns, seen_ns = content.get("ended_at_ns"), content.get("seen_at_ns")
     return Instance(
         id=str(content["id"]),
         service=str(content.get("service") or source.service),
@@ -406,6 +406,8 @@ def _instance(content: Mapping[str, Any], source: Source, behind: timedelta) -> 
         loop_lag_ms=content.get("loop_lag_ms"),
         memory_limit_bytes=content.get("memory_limit_bytes"),
         memory_trend=content.get("memory_trend"),
+        beats_every_s=content.get("beats_every_s"),
+        seen_at=clock.from_ns(int(seen_ns)) + behind if seen_ns is not None else None,
         lost=int(content.get("lost") or 0),
         is_alive=bool(content.get("is_alive", True)),
         ended_at=clock.from_ns(int(ended_ns)) + behind if ended_ns is not None else None,

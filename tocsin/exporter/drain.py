@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 
 from tocsin import clock
 from tocsin.contained import contained, note, own_threads
-from tocsin.exporter import life
 from tocsin.exporter import spool as spooling
-from tocsin.exporter.life import State
+from tocsin.exporter.life import LastWords, State
 from tocsin.exporter.spool import Orphan, Spool
 from tocsin.failures import Overtaken, SchemaMismatch, ServerRefuses, StoreAway, TableMissing
 from tocsin.loading import loading
@@ -48,7 +47,8 @@ STOPPING_S = 0.25  # a process that may be killed soon
 RETRY_S = (0.25, 0.5, 1.0, 2.0)
 LONGEST_PAUSE_S = 60.0  # whatever a server asks for
 CHANGED_S = 10.0  # between two words of a process whose requests come and go
-FIRST_BEAT_S = 1.0  # a program that ends sooner tells only of its errors
+BEAT_AGAIN_S = 15.0  # a word that did not get through shall not leave it silent for two of them
+ALONE_S = (2.0, 6.0)  # before a process speaks for itself that was spoken for: many shall not begin at once
 ADOPT_EVERY_S = 2.0
 FEW = 3  # errors of others that are told one by one
 SERVER_ADOPTS_EVERY_S = 0.5  # the last error of a service that died rings by way of a server
@@ -63,7 +63,9 @@ class Drain:
         folder: the spool folder.
         say: gets one line for each error that was put.
         sink: where it is put (default: what the settings name).
-        chores: what else is done in this thread, about twice a second; each keeps its own pace.
+        chores: what else is done in this thread, about twice a second and between two batches; each keeps its
+            own pace.
+        farewell: what is done last in this thread, while the sink answers.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Drain:
         *,
         sink: Sink | None = None,
         chores: Sequence[Callable[[], None]] = (),
+        farewell: Callable[[], None] | None = None,
         adopt_every_s: float = ADOPT_EVERY_S,
     ) -> None:
         self._spool = spool
@@ -85,6 +88,7 @@ class Drain:
         self._sink: Sink  # made by the thread
         self._is_loaded = False
         self._chores = chores
+        self._farewell = farewell
         self._adopt_every_s = adopt_every_s
         self._segments: dict[Path, _Segment] = {}
         self._orphans: list[Orphan] = []
@@ -98,7 +102,8 @@ class Drain:
         self._told: tuple[int, bool] | None = None  # of this process: requests, and whether it stops
         self._complained_of: type[Exception] | None = None  # why the sink takes nothing, as it was said last
         self._next_adoption = 0.0
-        self._next_beat = time.monotonic() + FIRST_BEAT_S
+        self._began = self._next_beat = time.monotonic()
+        self._alone_at: float | None = 0.0  # since when this process speaks for itself; None: somebody else does
         self._random = random.Random()  # of its own: a user's `random.seed` is the user's
         self._signal = allocate_lock()
         self._signal.acquire()
@@ -171,6 +176,7 @@ class Drain:
             from tocsin.exporter import orphans  # noqa: F401
 
             self._sink = self._given_sink or sink_of(self._settings, self._folder)
+        self._next_beat = self._began + self._sink.first_beat_s * self._random.uniform(1.0, 1.2)
         self._is_loaded = True
 
     def _go_on(self) -> None:
@@ -197,6 +203,8 @@ class Drain:
             if self._is_over() if failed else is_last:
                 if not failed:
                     self._take_leave()
+                    if self._farewell is not None:
+                        self._farewell()
                 return
             if failed and is_last:
                 time.sleep(0.05)
@@ -242,9 +250,13 @@ class Drain:
             self._tell_losses(self._spool)
         if self._deadline is None:
             self._beat()
+            self._do_chores()
+        return is_storming
+
+    def _do_chores(self) -> None:
+        if self._deadline is None:
             for chore in self._chores:
                 chore()
-        return is_storming
 
     def _tell_losses(self, spool: Spool) -> None:
         """What could only be counted stands in the instance's row, also when nothing else is stored."""
@@ -257,22 +269,34 @@ class Drain:
         """
         Tell that this process lives, also when nothing goes wrong in it.
 
-        A server that is away is not worth a word while there is nothing to send; one that will take
+        A sink that is away is not worth a word while there is nothing to send; one that will take
         nothing is, since that is better known before the first error.
         """
         every_s = self._sink.beats_every_s
-        if every_s is None or self._source is None or not self._is_due(every_s):
+        if every_s is None or self._source is None or self._source.instance is None:
             return
-        self._next_beat = time.monotonic() + every_s
-        if self._source.instance is not None:
-            try:
-                self._sink.report(self._report(self._source.instance, None))
-            except ServerRefuses as problem:
-                self._complain_away(problem)
-            except StoreAway:
-                pass
-            else:
-                self._complained_of = None
+        if not self._is_due(every_s) or not self._is_alone():
+            return
+        self._next_beat = time.monotonic() + every_s * self._random.uniform(0.9, 1.0)
+        try:
+            self._sink.report(self._report(self._source.instance, None))
+        except (ServerRefuses, SchemaMismatch, TableMissing) as problem:
+            self._complain_away(problem)
+        except StoreAway:
+            self._next_beat = time.monotonic() + min(every_s, BEAT_AGAIN_S)
+        else:
+            self._complained_of = None
+            if not self._has_stored:
+                self._sink.rest()
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else tells how this process is; a server that is started anew is back within seconds."""
+        if self._sink.is_told_by_others():
+            self._alone_at = None
+            return False
+        if self._alone_at is None:
+            self._alone_at = time.monotonic() + self._random.uniform(*ALONE_S)
+        return time.monotonic() >= self._alone_at
 
     def _is_due(self, every_s: float) -> bool:
         """By the clock; sooner when its requests have come or gone, at once when this process was asked to stop."""
@@ -366,6 +390,7 @@ class Drain:
         self._has_stored = True
         if segment.orphan is None and self._sink.beats_every_s is not None:
             self._next_beat = time.monotonic() + self._sink.beats_every_s  # it came with the errors
+        self._do_chores()
         self.stored += len(stored)
         if segment.orphan is None:
             self._tell(stored)
@@ -397,8 +422,16 @@ class Drain:
             loop_lag_ms=words.loop_lag_ms,
             memory_limit_bytes=words.memory_limit_bytes,
             memory_trend=words.memory_trend,
+            beats_every_s=self._promised_s(words),
+            seen_at=clock.from_ns(words.seen_ns) if words.seen_ns else None,
             lost=self._spool.lost,
         )
+
+    def _promised_s(self, words: LastWords) -> float | None:
+        """How often this process will say how it is; one whose end nobody could make out promises nothing."""
+        if self._sink.beats_every_s is None or words.state == State.ALIVE:
+            return self._sink.beats_every_s
+        return 0.0
 
     def _tell(self, stored: Sequence[str]) -> None:
         if self._say is None:
@@ -481,18 +514,28 @@ def sink_of(settings: Settings, folder: Path) -> Sink:
 @contextmanager
 def adopting(settings: Settings) -> Iterator[Drain]:
     """Store what dead processes leave in this machine's spool folder, and how the living are, while this lasts."""
+    from tocsin.exporter import kept
     from tocsin.exporter.database import Database
     from tocsin.exporter.neighbours import Neighbours
 
     folder = Path(settings.spool_dir)
     sink = Database(settings, folder)
-    neighbours = Neighbours(folder, sink)
-    drain = Drain(settings, None, folder, sink=sink, chores=(neighbours.look,), adopt_every_s=SERVER_ADOPTS_EVERY_S)
+    neighbours = Neighbours(folder, sink, silent_after_s=settings.silent_after_s)
+    drain = Drain(
+        settings,
+        None,
+        folder,
+        sink=sink,
+        chores=(neighbours.look,),
+        farewell=neighbours.leave,
+        adopt_every_s=SERVER_ADOPTS_EVERY_S,
+    )
     drain.start()
     try:
         yield drain
     finally:
         drain.finish(2.0)
+        kept.leave(folder)
 
 
 def _complain(text: str) -> None:

@@ -46,6 +46,7 @@ class Ship:
     """
 
     beats_every_s: float | None = 60.0
+    first_beat_s: float = 1.0  # a program that ends sooner tells only of its errors
 
     def __init__(self, settings: Settings, folder: Path, *, within_s: float = TOTAL_S) -> None:
         self._settings = settings
@@ -98,6 +99,13 @@ class Ship:
         if problem := self._problem(answer):
             raise self._refusal(problem)
         return _date(answer.headers.get("date", ""))
+
+    def is_told_by_others(self) -> bool:
+        """Whether the server hears of this process from somebody else: a server far away cannot."""
+        return False
+
+    def rest(self) -> None:
+        """The connection may stay: the server closes it when it likes."""
 
     def forget(self, segment: str) -> None:
         """What is known of a segment goes with its file."""
@@ -353,6 +361,8 @@ def _instance_line(instance: Instance) -> dict[str, Any]:
         "loop_lag_ms": instance.loop_lag_ms,
         "memory_limit_bytes": instance.memory_limit_bytes,
         "memory_trend": instance.memory_trend,
+        "beats_every_s": instance.beats_every_s,
+        "seen_at_ns": None if instance.seen_at is None else _ns(instance.seen_at),
         "lost": instance.lost,
         "is_alive": instance.is_alive,
         "ended_at_ns": None if instance.ended_at is None else _ns(instance.ended_at),

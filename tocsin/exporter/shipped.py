@@ -24,6 +24,7 @@ MOST_FRAMES: Final = 200
 _NAME = 300
 _MOST_AROUND = 5
 _MOST_COUNTED = 2**40
+_LONGEST_BEAT_S = 86_400
 
 
 def read(text: Any, resource: Resource, stacks: Stacks, now_ns: int) -> Error | bytes:
@@ -191,9 +192,19 @@ def _instance(content: Mapping[str, Any], resource: Resource, now_ns: int) -> by
         found["loop_lag_ms"] = _whole(content, "loop_lag_ms", 0, 2**31 - 1)
     if content.get("memory_trend") is not None:
         found["memory_trend"] = _whole(content, "memory_trend", -(2**53), 2**53)
+    if content.get("beats_every_s") is not None:
+        found["beats_every_s"] = _beats_every_s(content["beats_every_s"])
+    if content.get("seen_at_ns") is not None:
+        found["seen_at_ns"] = _time(content, "seen_at_ns", resource, now_ns)
     if content.get("ended_at_ns") is not None:
         found["ended_at_ns"] = _time(content, "ended_at_ns", resource, now_ns)
     return foreign.encoded(found, resource)
+
+
+def _beats_every_s(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= _LONGEST_BEAT_S:
+        raise Malformed("beats_every_s: no number of seconds of a day")
+    return float(value)
 
 
 def _fact(content: Mapping[str, Any], resource: Resource, now_ns: int) -> bytes:

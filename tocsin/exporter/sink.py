@@ -37,6 +37,7 @@ class Sink(Protocol):
 
     name: str  # as people call it: "the database"
     beats_every_s: float | None  # how often it wants to hear of a process that has nothing to put; None: never
+    first_beat_s: float  #         when it wants to hear of one that has just begun
 
     def position(self, segment: str) -> int:
         """Up to which byte a segment is kept."""
@@ -56,6 +57,14 @@ class Sink(Protocol):
 
     def report(self, instance: Instance) -> None:
         """Tell how a process is, when there is nothing else to put."""
+        ...
+
+    def is_told_by_others(self) -> bool:
+        """Whether it hears of this process from somebody else just now."""
+        ...
+
+    def rest(self) -> None:
+        """There will be nothing to put for some time."""
         ...
 
     def forget(self, segment: str) -> None:

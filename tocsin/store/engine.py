@@ -75,6 +75,10 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
+    def rest_now(self) -> None:
+        """Close what is open, for whoever uses this from one thread; the next use opens it again."""
+        ...
+
     def close_now(self) -> None: ...
 
 
@@ -151,6 +155,9 @@ class SqliteStore:
 
     async def close(self) -> None:
         self.close_now()
+
+    def rest_now(self) -> None:
+        """A file that is open takes nothing from anybody."""
 
     def close_now(self) -> None:
         self._writer.shutdown(wait=True)
@@ -284,6 +291,11 @@ class PostgresStore:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+    def rest_now(self) -> None:
+        if self._own_loop is not None:
+            with suppress(Exception):
+                self._own_loop.run_until_complete(self._engine.dispose())
 
     def close_now(self) -> None:
         if self._own_loop is not None and not self._own_loop.is_closed():

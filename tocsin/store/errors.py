@@ -173,6 +173,13 @@ def note_ended(connection: Connection, instance_ids: Collection[str], now: datet
         connection.execute(ended.values(ended_at=now, ended_how="ended", is_shutting_down=False))
 
 
+def promise_nothing(connection: Connection, instance_ids: Collection[str]) -> None:
+    """Of processes whose rows nobody keeps any more, until somebody does again: their silence means nothing."""
+    table = schema.instances
+    if instance_ids:
+        connection.execute(update(table).where(table.c.id.in_(sorted(instance_ids))).values(beats_every_s=0.0))
+
+
 def _write_instance(connection: Connection, instance: Instance, now: datetime) -> None:
     table = schema.instances
     values = {name: getattr(instance, name) for name in _INSTANCE_COLUMNS}
