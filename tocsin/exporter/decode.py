@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -49,6 +49,9 @@ _BY_HAND = ("track_error", "protect")
 
 # What is meant is a thing, whichever line of code has met it: see `tocsin.instrumentation.dependency`.
 _KNOWN_BY_PLACE = ("dependency",)
+
+# Where code was found at work, which may be at any of its lines: see `tocsin.instrumentation.loop`.
+_SEEN_FROM_OUTSIDE = ("event_loop",)
 
 _MOST_ENDS = 4_000
 _MOST_OF_A_MESSAGE = 2_000
@@ -253,6 +256,8 @@ def _error(
     if is_placed:
         value = of_place(str(place))
         message = f"{place}: {message}"
+    elif mechanism in _SEEN_FROM_OUTSIDE and trace.frames:
+        value = fingerprint(exception_type=exception_type, frames=_without_chance(trace.frames), message=message)
     elif is_partial and exception_type and trace.frames:
         value = known.fingerprint_of_end(exception_type, trace, message)
     else:
@@ -283,7 +288,8 @@ def _error(
         category=attributes.get(semconv.CATEGORY) or verdict.category,
         message=message,
         fingerprint=value,
-        title=title(None if is_placed else exception_type, message) or one_line(str(logger or mechanism or "error")),
+        title=title(None if is_placed or mechanism in _SEEN_FROM_OUTSIDE else exception_type, message)
+        or one_line(str(logger or mechanism or "error")),
         culprit=trace.culprit or place,
         service=source.service,
         environment=source.environment,
@@ -360,6 +366,12 @@ def _trace(exception_type: str | None, stack: str) -> _Trace:
         value = value if value == other else None
     modules = tuple(frame.module for frame in found)
     return _Trace(found, modules, packing.pack(found), _end(found), culprit(found), value)
+
+
+def _without_chance(found: list[Frame]) -> list[Frame]:
+    """The team's own frames without the line that was just reached; the way into a library where there are none."""
+    own = [replace(frame, text="") for frame in found if frame.in_app]
+    return own or [replace(found[0], text="")]
 
 
 def _end(found: list[Frame]) -> str:

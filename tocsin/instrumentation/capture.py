@@ -60,6 +60,9 @@ _DEFERRED: Final = 10
 # The hooks at the very end of an exception's way, which see each exception once.
 _TERMINAL: Final = frozenset({"excepthook", "threading", "asyncio", "unraisable", "future", "multiprocessing"})
 
+# What threads of ours see, of the service and not of themselves.
+_BY_US: Final = frozenset({"event_loop"})
+
 _UNHANDLED: Final[Mapping[str, Severity]] = {
     "excepthook": Severity.CRITICAL,
     **dict.fromkeys(
@@ -150,7 +153,7 @@ class Capture:
 
     def see(self, sighting: Sighting) -> str | None:
         """Record one sighting; the error's id, also when it was seen before, or None for what is no error."""
-        if threading.get_ident() in own_threads:
+        if threading.get_ident() in own_threads and sighting.mechanism not in _BY_US:
             return None
         sighting.time_ns = clock.now_ns()
         busy = self._busy
@@ -669,6 +672,8 @@ def _rank(sighting: Sighting) -> int:
 def _tells_of_failure(sighting: Sighting) -> bool:
     """Whether a request that is answered with a 5xx needs no further error to say so."""
     if sighting.mechanism == "dependency" and sighting.handled:
+        return False
+    if sighting.mechanism in _BY_US:
         return False
     if sighting.severity:
         return Severity(sighting.severity).rank >= Severity.HIGH.rank

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tocsin.contained import contained
 from tocsin.exporter.classify import qualified
-from tocsin.instrumentation import crumbs, ends, stacks, state
+from tocsin.instrumentation import crumbs, ends, loop, stacks, state
 from tocsin.instrumentation.context import current_facts, current_scope
 from tocsin.instrumentation.imports import after_import
 from tocsin.instrumentation.logs import quiet
@@ -25,6 +25,7 @@ def install() -> None:
     for patch in _PATCHES:
         patch.install()
     after_import("asyncio", _watch_loops)
+    loop.find()
 
 
 def uninstall() -> None:
@@ -32,6 +33,7 @@ def uninstall() -> None:
     for patch in _PATCHES:
         patch.uninstall()
     _forget_loops()
+    loop.forget()
 
 
 # The main thread
@@ -250,6 +252,7 @@ def _keeping_context(layer: Layer) -> Callable[..., Any]:
 
 _LOOP_METHODS: Final[dict[str, Callable[[Layer], Callable[..., Any]]]] = {
     "call_exception_handler": _telling,
+    "run_forever": loop.running,
     "default_exception_handler": _telling,  # by which a loop tells that its own handler has failed
     **({"create_task": _keeping_context} if sys.version_info < (3, 12) else {}),
 }

@@ -22,8 +22,12 @@ EVERY_S: Final = 0.5
 STOPPING_S: Final = 0.25
 """Between two signs of life of a process that may be killed soon: they tell how long it had."""
 
-_REST: Final = 20  # a chore that took long rests for so many times as long: it takes 5 % of the time at most
+_REST: Final = 20  # a chore that took half a beat rests for so many times as long: 5 % of the time at most
 _END_S: Final = 0.5
+_SHORTEST_S: Final = 0.01
+
+
+Chore = Callable[[], float | None]
 
 
 class Pulse:
@@ -33,11 +37,12 @@ class Pulse:
     Args:
         spool: of this process; its `life` is asked for at each beat, since it may be another one by then.
         chores: done at each beat, in this order; one that fails or takes long is not the others' harm.
-            They are quick (well under a millisecond), and keep a slower pace of their own.
+            They are quick (well under a millisecond), and keep a slower pace of their own; what one returns is
+            after how many seconds it wishes for the next beat, at the latest.
         every_s: between two beats.
     """
 
-    def __init__(self, spool: Spool, chores: Sequence[Callable[[], None]] = (), *, every_s: float = EVERY_S) -> None:
+    def __init__(self, spool: Spool, chores: Sequence[Chore] = (), *, every_s: float = EVERY_S) -> None:
         self._spool = spool
         self._chores = chores
         self._rests_until = [0.0] * len(chores)
@@ -59,12 +64,13 @@ class Pulse:
         own_threads.add(threading.get_ident())
         try:
             while not self._ending.is_set() and not sys.is_finalizing():
-                self._beat()
-                self._ending.wait(min(self._every_s, STOPPING_S) if self._spool.life.is_stopping else self._every_s)
+                self._ending.wait(max(self._beat(), _SHORTEST_S))
         finally:
             own_threads.discard(threading.get_ident())
 
-    def _beat(self) -> None:
+    def _beat(self) -> float:
+        """Do what is to be done; after how many seconds to do it again."""
+        pause_s = min(self._every_s, STOPPING_S) if self._spool.life.is_stopping else self._every_s
         with contained("saying that this process lives"):
             self._spool.life.note_memory(life.resident_bytes() or 0, clock.now_ns())
         for number, chore in enumerate(self._chores):
@@ -72,7 +78,8 @@ class Pulse:
             if self._ending.is_set() or began < self._rests_until[number]:
                 continue
             with contained("looking after this process"):
-                chore()
+                pause_s = min(pause_s, chore() or pause_s)
             took_s = time.monotonic() - began
-            if took_s * _REST > self._every_s:
+            if took_s > self._every_s / 2:
                 self._rests_until[number] = began + took_s * (1 + _REST)
+        return pause_s

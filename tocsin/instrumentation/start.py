@@ -32,6 +32,7 @@ from tocsin.instrumentation import (
     imports,
     jobs,
     logs,
+    loop,
     memory,
     pools,
     reserve,
@@ -43,7 +44,7 @@ from tocsin.instrumentation import shutdown as stop
 from tocsin.instrumentation.aftermath import Aftermath
 from tocsin.instrumentation.capture import Capture, resource
 from tocsin.instrumentation.imports import after_import
-from tocsin.instrumentation.pulse import Pulse
+from tocsin.instrumentation.pulse import Chore, Pulse
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
 from tocsin.settings import Settings, git_release, service_name, substitute_spool_dir
@@ -180,8 +181,11 @@ def _open(settings: Settings, first: State) -> Capture | None:
     reserve.keep()
     drain = Drain(settings, own, own.folder, _say_stored)
     drain.start()
-    chores = (keep_count, functools.partial(faults.watch, own), reserve.keep)
-    pulse = Pulse(own, (*chores, memory.Watch(own, settings.memory_warn_percent).look))
+    watch_memory = memory.Watch(own, settings.memory_warn_percent).look
+    chores: list[Chore] = [keep_count, functools.partial(faults.watch, own), reserve.keep, watch_memory]
+    if settings.loop_blocked_s:
+        chores.append(loop.Watch(own, settings.loop_blocked_s).look)
+    pulse = Pulse(own, chores)
     pulse.start()
     return Capture(own, drain, pulse)
 
@@ -234,6 +238,7 @@ def _after_fork() -> None:
     ends.watched_by.clear()
     faults.begin_anew()
     requests.begin_anew()
+    loop.forget()
     stop.begin_anew()
     inherited = state.current
     if isinstance(inherited, Capture):
