@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tests.failed_jobs import failed_job
 from tests.house import open_house
 from tests.processes import environment_of, run_program
 from tests.test_cli import Answer
-from tocsin import cli, clock, rerun
+from tests.waiting import eventually
+from tocsin import cli, clock, jobs_cli, rerun
 from tocsin.failures import BadInput
 from tocsin.lifecycle import JobStatus
 from tocsin.model import Batch, ErrorRecord, Job
@@ -229,6 +231,12 @@ def stop(how):
     import time
     time.sleep(60)
 
+@tocsin.protect(job=True)
+def hold():
+    import time
+    while not Path("go").exists():
+        time.sleep(0.02)
+
 class Shop:
     @tocsin.protect(job=True)
     def open(self): ...
@@ -392,6 +400,18 @@ def test_a_function_is_found_by_its_import_path(
     assert pushed(shop) == does
 
 
+def test_a_script_of_a_release_before_is_found_in_the_one_of_now(shop: Path, find: Callable[..., Any]) -> None:
+    """The one in which it failed may still be there, and its code may still be wrong."""
+    before = shop.parent / "before"
+    before.mkdir()
+    (before / "shop.py").write_text(SHOP.replace("pushed", "wrong"))
+    (shop / "there").touch()
+
+    find("__main__:push", file=str(before / "shop.py"), folder=str(before))("7")
+
+    assert pushed(shop) == "7 site None\n"
+
+
 @pytest.mark.parametrize(
     ("function", "values", "said"),
     [
@@ -537,6 +557,30 @@ def test_a_run_that_is_interrupted_leaves_the_job_as_it_was(
     assert running.returncode == 128 + number
     assert "tocsin: job 1 failed again (interrupted after" in stderr
     assert job_of(database_url).status is JobStatus.FAILED
+
+
+def test_a_long_run_says_that_it_goes_on(
+    shop: Path, here: str, find: Callable[..., Any], tocsin: Tocsin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else somebody would take it for dead, and run it a second time."""
+    monkeypatch.setattr(jobs_cli, "KEEP_EVERY_S", 0.05)
+    store_them(here, of_shop("shop:hold", shop))
+    heard: list[Any] = []
+
+    def listen() -> None:
+        try:
+            eventually(lambda: job_of(here).status is JobStatus.RUNNING, 30)
+            first = job_of(here).acted_at
+            heard.append(eventually(lambda: job_of(here).acted_at != first, 30))
+        finally:
+            (shop / "go").touch()
+
+    listening = threading.Thread(target=listen)
+    listening.start()
+    done = tocsin("jobs", "retry", "1", "--yes")
+    listening.join(60)
+
+    assert (done.code, heard) == (0, [True]), done.err
 
 
 def test_a_function_that_exits_has_failed(shop: Path, sqlite_url: str) -> None:

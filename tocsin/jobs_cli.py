@@ -29,7 +29,9 @@ Shape = dict[str, Any]
 
 OK, FAILED = 0, 1
 
-_KEEP_EVERY_S: Final = 60.0
+KEEP_EVERY_S: Final = 60.0
+"""How often a run says that it goes on; well within `tocsin.store.jobs.SILENT_FOR`."""
+
 _SHOWN_FRAMES = 5
 _SHOWN_CHARACTERS = 200  # of an argument
 
@@ -264,7 +266,7 @@ def _kept(keep: Callable[[], None]) -> Iterator[None]:
     is_over = threading.Event()
 
     def run() -> None:
-        while not is_over.wait(_KEEP_EVERY_S):
+        while not is_over.wait(KEEP_EVERY_S):
             with contained("saying that a job is still run"):
                 keep()
 

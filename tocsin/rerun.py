@@ -158,7 +158,7 @@ def _script(job: Shape, folder: Path, name: str) -> ModuleType:
     file = job["file"]
     if not file or Path(file).suffix != ".py":
         raise CannotRun(f"{_line(job['function'])} is of a program whose file is not known, so that it cannot be run")
-    path = Path(file).resolve()
+    path = _here(Path(file), job, folder).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise CannotRun(f"{_line(file)} is not in this folder: {_there(job, folder)}")
     if not path.is_file():
@@ -171,6 +171,15 @@ def _script(job: Shape, folder: Path, name: str) -> ModuleType:
     sys.modules[_SCRIPT] = module  # as `pickle` and `dataclasses` want it
     spec.loader.exec_module(module)
     return module
+
+
+def _here(file: Path, job: Shape, folder: Path) -> Path:
+    """The same file in this folder: since it failed, there may be another release, in a folder of its own."""
+    if job["folder"] and file.is_relative_to(job["folder"]):
+        here = folder / file.relative_to(job["folder"])
+        if here.is_file():
+            return here
+    return file
 
 
 def _source_of(module_name: str) -> Path | None:

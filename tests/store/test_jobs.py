@@ -111,9 +111,12 @@ async def test_two_writers_with_the_same_facts_in_another_order_do_not_lock_each
     ]
 
     for _ in range(5):
-        await asyncio.gather(put(store, *told), put(store, *reversed(told)), put(store, *told[10:], *told[:10]))
+        some = [failed_job() for _ in range(3)]
+        await asyncio.gather(
+            put(store, *told, *some), put(store, *reversed(told)), put(store, *told[10:], *told[:10], some[2])
+        )
 
-    assert len(await listed(store, limit=500)) == 20
+    assert len(await listed(store, limit=500)) == 35
 
 
 def test_what_is_told_of_one_beat_stays_in_order() -> None:

@@ -13,10 +13,10 @@ from tocsin.store import beats, dependencies, jobs
 
 def write(connection: Connection, told: Sequence[Fact], now: datetime) -> None:
     """Store facts; what was stored before changes nothing."""
-    for fact in in_order(told):
+    ordered = in_order(told)
+    jobs.add(connection, [fact for fact in ordered if isinstance(fact, Job)])
+    for fact in ordered:
         match fact:
-            case Job():
-                jobs.add(connection, fact, now)
             case Beat():
                 beats.note(connection, fact, now)
             case DependencyState():

@@ -6,7 +6,7 @@ The table is bounded: what is done with goes with the retention, and of what wai
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -81,20 +81,31 @@ def target(number: int) -> str:
     return f"job {number}"
 
 
-def add(connection: Connection, job: Job, now: datetime) -> None:
-    """Store a job that failed; one that is there already stays as it is."""
+def add(connection: Connection, told: Sequence[Job]) -> None:
+    """
+    Store jobs that failed; one that is there already stays as it is.
+
+    Args:
+        told: by their ids, against deadlocks; numbers follow when all of them are held, for the same reason.
+    """
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    values = {one.name: getattr(job, one.name) for one in fields(Job)} | {"status": JobStatus.FAILED.value}
-    statement = insert(schema.jobs).values(values).on_conflict_do_nothing(index_elements=[_jobs.id])
-    if connection.execute(statement.returning(_jobs.id)).first() is None:
+    new: list[str] = []
+    for job in told:
+        values = {one.name: getattr(job, one.name) for one in fields(Job)} | {"status": JobStatus.FAILED.value}
+        statement = insert(schema.jobs).values(values).on_conflict_do_nothing(index_elements=[_jobs.id])
+        new += connection.execute(statement.returning(_jobs.id)).scalars()
+    if not new:
         return
     counters = schema.counters
-    counting = insert(counters).values(name="job_number", value=1)
-    counted = counting.on_conflict_do_update(index_elements=[counters.c.name], set_={"value": counters.c.value + 1})
-    number = connection.execute(counted.returning(counters.c.value)).scalar_one()
-    connection.execute(update(schema.jobs).where(_jobs.id == job.id).values(number=number))
-    if number % _LOOK_EVERY == 0:
-        remove(connection, is_beyond(connection), 2 * _LOOK_EVERY)
+    counting = insert(counters).values(name="job_number", value=len(new))
+    counted = counting.on_conflict_do_update(
+        index_elements=[counters.c.name], set_={"value": counters.c.value + counting.excluded.value}
+    )
+    last = connection.execute(counted.returning(counters.c.value)).scalar_one()
+    for number, job_id in enumerate(new, start=last - len(new) + 1):
+        connection.execute(update(schema.jobs).where(_jobs.id == job_id).values(number=number))
+    if last // _LOOK_EVERY > (last - len(new)) // _LOOK_EVERY:
+        remove(connection, is_beyond(connection), 2 * _LOOK_EVERY + len(new))
 
 
 def list_jobs(
