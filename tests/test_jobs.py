@@ -506,6 +506,7 @@ def test_given_arguments_stand_in_for_what_is_kept(given: list[str], args: list[
         ),
         ({"changed": ["arguments"]}, ["args=[1]"], "arguments; give --set args=[…] --set kwargs={…}, or"),
         ({"changed": "odd"}, [], "arguments; give"),
+        ({"changed": [f"args.{at}" for at in range(50)]}, [f"args.{at}=1" for at in range(3)], "arguments; give"),
         ({"arguments": ["7"]}, [], "has no arguments that could be called with"),
         ({"arguments": {"args": None, "kwargs": None}}, [], "has no arguments that could be called with"),
         ({}, ["args.7.x=1"], "--set: there is no args.7.x in the arguments"),

@@ -121,9 +121,9 @@ def _arguments(job: Shape, given: Mapping[str, Any]) -> Iterator[str]:
     named = {f"args.{at}": value for at, value in enumerate(args)}
     named |= {f"kwargs.{key}": value for key, value in (kwargs if isinstance(kwargs, dict) else {}).items()}
     for path, value in named.items():
-        changed = [one for one in map(str, _list(job["changed"])) if one == path or one.startswith(f"{path}.")]
+        changed = [one for one in map(str, _list(job["changed"])) if _touches(one, path)]
         note = f"(not as it was: {', '.join(changed)})" if changed else ""
-        if any(one == path or one.startswith(f"{path}.") or path.startswith(f"{one}.") for one in given):
+        if any(_touches(one, path) for one in given):
             yield f"{safe(path):14}(as given here)"
         else:
             shown = one_line(json.dumps(value, ensure_ascii=False), _SHOWN_CHARACTERS)
@@ -134,6 +134,11 @@ def _arguments(job: Shape, given: Mapping[str, Any]) -> Iterator[str]:
         yield "its arguments were too long to be kept"
     elif not named and not given:
         yield "without arguments"
+
+
+def _touches(one: str, other: str) -> bool:
+    """Whether one path is within the other."""
+    return rerun.is_covered(one, [other]) or rerun.is_covered(other, [one])
 
 
 def _list(value: Any) -> list[Any]:

@@ -14,12 +14,13 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from tocsin.exporter import arguments
 from tocsin.failures import BadInput, TocsinError
 from tocsin.instrumentation import protect
 from tocsin.text import clean, one_line
@@ -68,8 +69,10 @@ def arguments_of(job: Shape, given: Mapping[str, Any]) -> tuple[list[Any], dict[
             are named.
         BadInput: what is given does not fit.
     """
-    changed = job["changed"] if isinstance(job["changed"], list) else ["arguments"]
-    if missing := [path for path in map(str, changed) if not _is_covered(path, given)]:
+    changed = [str(path) for path in job["changed"]] if isinstance(job["changed"], list) else [arguments.ALL]
+    if len(changed) >= arguments.MOST_PLACES:
+        changed = [arguments.ALL]  # there may be more than are named
+    if missing := [path for path in changed if not is_covered(path, given)]:
         named = ", ".join(_line(path) for path in missing)
         hints = " ".join(f"--set {path}=…" for path in missing if _PATH.fullmatch(path))
         raise CannotRun(
@@ -86,9 +89,10 @@ def arguments_of(job: Shape, given: Mapping[str, Any]) -> tuple[list[Any], dict[
     return args, kwargs
 
 
-def _is_covered(path: str, given: Mapping[str, Any]) -> bool:
-    if path == "arguments":
-        return {"args", "kwargs"} <= given.keys()
+def is_covered(path: str, given: Iterable[str]) -> bool:
+    """Whether one of some paths is that of an argument, or of what it is in."""
+    if path == arguments.ALL:
+        return {"args", "kwargs"} <= {*given}
     return any(path == one or path.startswith(f"{one}.") for one in given)
 
 

@@ -18,7 +18,9 @@ MOST: Final = 16 * 1024
 ALL: Final = "arguments"
 """The place of them all."""
 
-_MOST_PLACES: Final = 50
+MOST_PLACES: Final = 50
+"""So many are named; there may be more."""
+
 _PLACE: Final = 100
 _SAME: Final = (str, int, float, bool, type(None))
 
@@ -60,7 +62,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _compare(before: object, after: object, place: str, found: list[str]) -> None:
     """Only of Python's own types, exactly: nothing foreign is asked, and an equal object of another class is none."""
-    if len(found) >= _MOST_PLACES:
+    if len(found) >= MOST_PLACES:
         return
     kind = type(before)
     if kind is not type(after):
