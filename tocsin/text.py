@@ -51,3 +51,8 @@ def one_line(text: str, limit: int = 200) -> str:
     """The text on one line, for titles, log lines and headers."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def bytes_in_words(size: int) -> str:
+    """A size as people say it: ``98 MB``, of 2^20 bytes each."""
+    return f"{size / 2**20:,.0f} MB"

@@ -23,7 +23,7 @@ from typing import Any
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from tocsin import clock
-from tocsin.alerts import beats, messages, outages
+from tocsin.alerts import beats, messages, outages, silence
 from tocsin.alerts.channels import Channel, Message
 from tocsin.alerts.console import Console
 from tocsin.alerts.deliver import Deliverer
@@ -94,6 +94,7 @@ class Alerts:
         self._targets = [(channel.name, target) for channel in channels for target in channel.targets]
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-12:]}"
         self._beats = beats.Watch(settings, limits.missing_after_s)
+        self._silence = silence.Watch(settings)
         self._deliverer = Deliverer(settings, store, channels, limits, owner=self._owner)
         # A bot that nobody has told its chats yet still says to whom it talks.
         telegram = next((channel for channel in channels if isinstance(channel, Telegram)), None)
@@ -289,11 +290,13 @@ class Alerts:
 
     async def _timed(self) -> None:
         """What waits for time. Digest and reminders find their place beside it."""
-        for work in (self._end_mutes, self._watch_beats, self._end_outages):
+        for work in (self._end_mutes, self._watch_beats, self._watch_silence, self._end_outages):
             if not self.is_leader:
                 return
             try:
                 await work()
+            except asyncio.CancelledError:  # the timer has been stopped, and its log would call that a failure
+                return
             except StoreAway as problem:
                 self._database_is_away(problem)
                 return
@@ -309,6 +312,10 @@ class Alerts:
 
     async def _end_outages(self) -> None:
         if await outages.look(self._store, self._settings):
+            self._woken.set()
+
+    async def _watch_silence(self) -> None:
+        if await self._silence.look(self._store):
             self._woken.set()
 
     async def _watch_beats(self) -> None:

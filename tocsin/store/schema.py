@@ -306,6 +306,7 @@ channel_states = _table(
 )
 
 _LIVING = text("ended_at IS NULL")
+_SILENT = text("silent_error_id IS NOT NULL")
 
 instances = _table(
     "instances",
@@ -331,6 +332,7 @@ instances = _table(
     Column("beats_every_s", Double),  #  how often its row is made anew at the least; 0 or NULL: nobody promises that
     Column("silent_error_id", Id),  #    the error that tells of its silence; NULL while there is nothing to tell
     Index("idx_instances_living", "last_seen", postgresql_where=_LIVING, sqlite_where=_LIVING),
+    Index("idx_instances_silent", "silent_error_id", postgresql_where=_SILENT, sqlite_where=_SILENT),
 )
 
 # What a service does in the end for a person: see `tocsin.store.jobs`.

@@ -28,15 +28,12 @@ def upgrade() -> None:
         sa.Column("silent_error_id", Id()),
     ):
         op.add_column("instances", column, schema=schema)
-    living = sa.text("ended_at IS NULL")
-    op.create_index(
-        "idx_instances_living",
-        "instances",
-        ["last_seen"],
-        schema=schema,
-        postgresql_where=living,
-        sqlite_where=living,
-    )
+    for name, column_name, which in (
+        ("idx_instances_living", "last_seen", "ended_at IS NULL"),
+        ("idx_instances_silent", "silent_error_id", "silent_error_id IS NOT NULL"),
+    ):
+        where = sa.text(which)
+        op.create_index(name, "instances", [column_name], schema=schema, postgresql_where=where, sqlite_where=where)
     op.create_table(
         "jobs",
         sa.Column("id", Id(), nullable=False),
