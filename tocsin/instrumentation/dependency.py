@@ -388,7 +388,7 @@ class Dependency:
         if self._probe is None:
             return
         thread = threading.Thread(target=self._probing, args=(outage,), name="tocsin-probe", daemon=True)
-        outage.next_try = time.monotonic() + STUCK_S
+        outage.next_try, outage.pause_s = time.monotonic() + STUCK_S, FIRST_PAUSE_S
         try:
             Context().run(thread.start)  # not with the request of who happens to start it
         except RuntimeError:  # the process ends, or may have no more threads
@@ -439,7 +439,7 @@ class _Outage:
         self.lasted_s = 0.0
         self.loop: Any = None  # that used it last
         self.pause_s = FIRST_PAUSE_S
-        self.next_try = now + FIRST_PAUSE_S * _random.uniform(1, 1.5)
+        self.next_try = now + self.next_pause_s()
         self.failed = self.counted = 0  # calls since the one that told of it
         self.next_count = now + _COUNT_EVERY_S
         self._turn = threading.Lock()  # only ever tried
