@@ -273,6 +273,17 @@ async def test_a_loop_goes_on_while_one_waits(unwatched: Watched) -> None:
         await waiting
 
 
+async def test_a_function_that_a_loop_waits_for_makes_no_pause() -> None:
+    """It is tried again at once: in a pause nobody else would be answered."""
+    calls = Calls(failures=2)
+
+    @tocsin.protect(retries=3, pause_s=10**6)
+    def push() -> str:
+        return calls()
+
+    assert push() == "done"
+
+
 def test_pauses_grow_and_none_is_endless() -> None:
     """At random, from nothing to twice the most of the one before, up to half a minute."""
     policy = Policy(retries=100, pause_s=0.5)

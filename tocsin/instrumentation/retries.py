@@ -282,7 +282,9 @@ async def _goes_on_async(trial: _Trial, failure: BaseException) -> bool:
 
 
 def _pause(pause_s: float) -> bool:
-    """Wait; False, and at once, when the process is asked to stop."""
+    """Wait; False, and at once, when the process is asked to stop. In a loop's own thread all others would wait too."""
+    if context.running_loop() is not None:
+        return not _is_stopping()
     until = time.monotonic() + pause_s
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, _LOOK_S))
