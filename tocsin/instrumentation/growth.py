@@ -312,12 +312,14 @@ def grown(before: Survey | None, now: Survey) -> list[Grown]:
 
 def largest(before: Survey | None, now: Survey) -> list[tuple[Container, int | None]]:
     """The containers that hold the most, each with how many items more than before, None where that is not known."""
+    growing = {one.name for one in grown(before, now)} or {one.of for one in now.containers}
+    growing = {name for name in growing if "." in name}
     # Of several in one variable the largest counts, which comes first.
     then = {one.name: one.items for one in reversed(before.containers) if one.name} if before is not None else {}
     found = [
         (one, one.items - then[one.name] if one.name in then else None)
         for one in now.containers
-        if one.about_bytes >= _MUCH_BYTES or (one.items >= _MANY_ITEMS and (one.name or "." in one.of))
+        if one.about_bytes >= _MUCH_BYTES or (one.items >= _MANY_ITEMS and one.of in growing)
     ]
     found.sort(key=_weight, reverse=True)
     return found[:_TOLD]
@@ -333,6 +335,7 @@ def said(before: Survey | None, now: Survey) -> str:
     """In a line: ``Order by 118,204; the list shop.cache.SEEN has 118,204 items (Order)``; empty where nothing is."""
     parts = []
     types = grown(before, now)
+    types = [one for one in types if "." in one.name] or types  # what its objects are made of says less
     words = "by" if before is not None and before.objects else "to"
     if types:
         parts.append(", ".join(f"{one.name} {words} {one.more if words == 'by' else one.now:,}" for one in types[:3]))

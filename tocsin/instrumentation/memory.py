@@ -218,14 +218,16 @@ class Watch:
         """
         Whether this process is the one to say it, of all that have the same limit: the one that takes the most.
 
-        It may be one that says nothing, so that half way to the limit the others speak too.
+        It may be one that says nothing: half way to the limit those speak that take half as much, at the end all.
         """
-        return share >= (1 + self._percent / 100) / 2 or resident >= max(limit.others(), default=0)
+        most = max(limit.others(), default=0)
+        is_half_way = share >= (1 + self._percent / 100) / 2
+        return resident >= most or share >= AT_LIMIT or (is_half_way and resident >= most / 2)
 
     def _look_after_warning(self, used: int, limit: Limit, now_s: float) -> None:
         if used >= limit.bytes * AT_LIMIT and not self._is_limit_told:
             self._is_limit_told = True
-            self._start(self._find_out_again)
+            self._start(lambda: self._find_out_again(limit))
         if not is_well(used, limit.bytes, self._trend.per_hour, self._percent):
             self._well_since_s = None
         elif self._well_since_s is None:
@@ -272,7 +274,7 @@ class Watch:
         self._base = growth.without_detail(growth.survey())
 
     def _warn(self, used: int, limit: Limit, resident: int) -> None:
-        said, facts = self._what_grew()
+        said, facts = self._what_grew(limit)
         message = f"memory is at {_percent(used, limit.bytes)} of its limit: {_of(used, limit)}"
         uptime_s = (clock.now_ns() - self._began_ns) / 1e9
         message += f" after {_span(uptime_s)}"
@@ -282,6 +284,8 @@ class Watch:
                 message += f" (reached in {_span(rest_s)})"
         if said:
             message += f"; grew most: {said}"
+        figures = {"used": used, "limit": limit.bytes, "limit_by": limit.by}
+        figures |= {} if per_hour is None else {"per_hour": int(per_hour)}
         self._tell(
             {
                 "kind": "error",
@@ -302,17 +306,15 @@ class Watch:
                     semconv.PROCESS_MEMORY: resident,
                     semconv.PROCESS_MEMORY_LIMIT: limit.bytes,
                     semconv.PROCESS_UPTIME: round(uptime_s, 3),
-                    semconv.MEMORY: {"used": used, "limit": limit.bytes, "limit_by": limit.by}
-                    | ({} if per_hour is None else {"per_hour": int(per_hour)})
-                    | facts,
+                    semconv.CONTEXT: {semconv.MEMORY: figures | facts},
                 },
             }
         )
 
-    def _find_out_again(self) -> None:
-        self._what_grew()
+    def _find_out_again(self, limit: Limit) -> None:
+        self._what_grew(limit)
 
-    def _what_grew(self) -> tuple[str, dict[str, Any]]:
+    def _what_grew(self, limit: Limit) -> tuple[str, dict[str, Any]]:
         """In a line and in full; the line is left for a parent that restarts this process."""
         said, facts = "", {}
         with contained("finding out what grew"):
@@ -321,7 +323,9 @@ class Watch:
             said, facts = growth.said(self._base, found), growth.as_facts(self._base, found)
         if said and (path := finding_path()) is not None:
             with contained("noting what grew"):
-                _write(path, said[:_MOST_SAID])
+                # Of several workers, what the largest says counts.
+                if (self._read() or 0) >= max(limit.others(), default=0) or not path.exists():
+                    _write(path, said[:_MOST_SAID])
         return said, facts
 
 
