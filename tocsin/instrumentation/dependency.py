@@ -326,6 +326,7 @@ class Dependency:
             seen.place = f"{self.name} is away"
             seen.error_id, seen.is_admitted = outage.error_id, True  # in a storm of others it is written all the same
             outage.error_id = capture.see(seen) or outage.error_id
+            outage.told_to = state.current  # of a forked child it may be born only now
             self._tell_standing(is_away=True, problem=f"{type(exc).__name__}: {stacks.safe_message(exc)}")
         with self._change:
             is_over = self._outage is not outage and not outage.is_told
@@ -490,6 +491,15 @@ def _begin_anew() -> None:
 
 
 os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _tell_counts() -> None:
+    for one in list(_known.values()):
+        if (outage := one._outage) is not None:
+            one._count(outage, time.monotonic(), more=0, is_last=True)
+
+
+state.unsaid.append(_tell_counts)
 
 
 def _awaited(answer: Awaitable[object], loop: Any) -> object:

@@ -182,12 +182,17 @@ def _open(settings: Settings, first: State) -> Capture | None:
     drain = Drain(settings, own, own.folder, _say_stored)
     drain.start()
     watch_memory = memory.Watch(own, settings.memory_warn_percent).look
-    chores: list[Chore] = [keep_count, functools.partial(faults.watch, own), reserve.keep, watch_memory]
+    chores: list[Chore] = [keep_count, functools.partial(faults.watch, own), reserve.keep, watch_memory, _say_unsaid]
     if settings.loop_blocked_s:
         chores.append(loop.Watch(own, settings.loop_blocked_s).look)
     pulse = Pulse(own, chores)
     pulse.start()
     return Capture(own, drain, pulse)
+
+
+def _say_unsaid() -> None:
+    for tell in state.unsaid:
+        tell()
 
 
 def _make_header(settings: Settings) -> dict[str, Any]:
@@ -213,6 +218,8 @@ def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None
 
 def _stop(timeout_s: float) -> None:
     global _started
+    with contained("telling the rest"):
+        _say_unsaid()
     capture, state.current, _started = state.current, None, None
     if capture is not None:
         capture.close(timeout_s)

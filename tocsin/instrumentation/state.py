@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,6 +83,9 @@ class Witness(Protocol):
 
 current: Witness | None = None
 settings: Settings | None = None
+
+unsaid: list[Callable[[], None]] = []
+"""What is told about twice a second and before the end, since it is too much to be told each time; none waits."""
 
 missed = 0
 """How many errors were seen where not even a call was possible any more; whoever sees the next one counts them lost."""
