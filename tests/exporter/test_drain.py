@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select, text
 
 from tests.postgres import PostgresServer
 from tests.waiting import eventually
+from tocsin.exporter.database import Database
 from tocsin.exporter.drain import Drain, adopting
 from tocsin.exporter.life import State
 from tocsin.exporter.spool import Spool
@@ -245,6 +246,101 @@ def test_the_row_of_a_process_says_how_it_is_and_that_it_has_ended(database_url:
 
     assert row().ended_how == "stopped"
     assert abs(row().ended_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+class Beats:
+    """A process that writes straight to a database and has no error, with a short patience; and its row."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.spool = Spool(folder, 2**30, RESOURCE)
+        self.spool.life.set_state(State.ALIVE)
+        settings = Settings(database_url=url, spool_dir=str(folder))
+        self.sink = Database(settings, folder)
+        self.sink.first_beat_s = 0.1
+        if self.sink.beats_every_s is not None:
+            self.sink.beats_every_s = 0.2
+        self.drain = Drain(settings, self.spool, folder, sink=self.sink)
+
+    def row(self) -> Any:
+        return read(self.url, lambda connection: connection.execute(select(instances)).one_or_none())
+
+    def __enter__(self) -> Beats:
+        self.drain.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.spool.close(everything_stored=self.drain.finish(5))
+
+
+def test_a_service_without_errors_tells_postgresql_that_it_lives(postgres_url: str, tmp_path: Path) -> None:
+    """With all that it knows of itself; the last word is a goodbye."""
+    with Beats(postgres_url, tmp_path) as service:
+        service.spool.life.set_active(3)
+        service.spool.life.note_memory(98_000_000, time.time_ns())
+        service.spool.life.note_loop_lag(40)
+        service.spool.life.note_limit(512 * 2**20)
+        service.spool.life.note_trend(-7)
+
+        first = eventually(service.row)
+        assert (first.active_requests, first.memory_bytes, first.loop_lag_ms) == (3, 98_000_000, 40)
+        assert (first.memory_limit_bytes, first.memory_trend) == (512 * 2**20, -7)
+        assert first.spool_bytes == service.spool.folder_bytes
+        assert first.beats_every_s == 0.2
+
+        service.spool.life.note_memory(99_000_000, time.time_ns())
+        second = eventually(lambda: service.row() if service.row().memory_bytes == 99_000_000 else None)
+        assert second is not None and second.last_seen > first.last_seen
+
+    assert service.row().ended_how == "ended"
+
+
+def test_a_process_that_says_nothing_new_ages_in_its_row(postgres_url: str, tmp_path: Path) -> None:
+    """What counts is when it spoke last, not when somebody wrote that down."""
+    spoke_at = datetime.now(UTC) - timedelta(minutes=5)
+    with Beats(postgres_url, tmp_path) as service:
+        service.spool.life.note_memory(98_000_000, int(spoke_at.timestamp()) * 10**9)
+
+        row = eventually(service.row)
+
+    assert row.last_seen == spoke_at.replace(microsecond=0)
+
+
+def test_who_has_a_server_beside_it_leaves_its_row_to_that(postgres_url: str, tmp_path: Path) -> None:
+    """It loads no database for it, until the server is gone."""
+    settings = Settings(database_url=postgres_url, spool_dir=str(tmp_path))
+    with adopting(settings), Beats(postgres_url, tmp_path) as service:
+        row = eventually(service.row)
+        assert row.beats_every_s > 1  # it is the server that promises
+        service.spool.life.note_memory(98_000_000, time.time_ns())
+        eventually(lambda: service.row().last_seen > row.last_seen, 20)
+        assert service.sink.is_told_by_others()
+
+    with Beats(postgres_url, tmp_path) as service:
+        assert not service.sink.is_told_by_others()
+        eventually(lambda: service.row().beats_every_s == 0.2, 20)
+
+
+def test_who_writes_to_a_file_is_seen_by_the_server_beside_it_or_by_nobody(sqlite_url: str, tmp_path: Path) -> None:
+    assert Database(Settings(database_url=sqlite_url), tmp_path).beats_every_s is None
+
+
+def test_a_heartbeat_leaves_no_connection_behind(postgres_url: str, tmp_path: Path) -> None:
+    """A hundred idle workers would have them all."""
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
+    with Beats(postgres_url, tmp_path) as service:
+        eventually(service.row)
+
+        eventually(lambda: read(postgres_url, lambda connection: connection.execute(text(asked)).scalar_one()) == 0)
+
+
+@pytest.mark.parametrize("state", [State.UNMARKED, State.ENDED])
+def test_who_need_not_say_goodbye_promises_nothing(postgres_url: str, tmp_path: Path, state: State) -> None:
+    """`multiprocessing` ends its children without a word."""
+    with Beats(postgres_url, tmp_path) as service:
+        service.spool.life.set_state(state)
+
+        assert eventually(service.row).beats_every_s == 0
 
 
 def test_texts_are_told_apart_by_what_they_say(database_url: str, tmp_path: Path) -> None:

@@ -391,6 +391,11 @@ def test_counts_amendments_and_heartbeats_pass() -> None:
         "host": "h",
         "pid": 7,
         "started_at_ns": NOW_NS,
+        "memory_limit_bytes": 5,
+        "memory_trend": -7,
+        "loop_lag_ms": 40,
+        "beats_every_s": 60.0,
+        "seen_at_ns": NOW_NS,
         "lost": 0,
     }
 
@@ -419,6 +424,10 @@ def test_counts_amendments_and_heartbeats_pass() -> None:
         {"kind": "repeats", "error_id": OWN_ID, "from": -1, "to": 1},
         {"kind": "instance", "id": 5},
         {"kind": "instance", "id": "x", "pid": -1},
+        {"kind": "instance", "id": "x", "beats_every_s": -1},
+        {"kind": "instance", "id": "x", "beats_every_s": float("nan")},
+        {"kind": "instance", "id": "x", "beats_every_s": True},
+        {"kind": "instance", "id": "x", "seen_at_ns": "now"},
     ],
 )
 def test_a_line_that_no_tocsin_writes_is_refused_alone(line: dict[str, Any]) -> None:

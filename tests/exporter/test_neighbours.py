@@ -12,12 +12,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from tests.waiting import eventually
+from tocsin.exporter import kept
 from tocsin.exporter.database import Database
 from tocsin.exporter.drain import adopting
-from tocsin.exporter.neighbours import Neighbours
+from tocsin.exporter.neighbours import WRITE_EVERY_S, Neighbours
 from tocsin.exporter.spool import Spool
 from tocsin.settings import Settings
 from tocsin.store import open_store
@@ -71,10 +73,10 @@ def process(folder: Path, service: str = "shop", **header: Any) -> Iterator[Proc
 
 
 @contextmanager
-def watching(url: str, folder: Path) -> Iterator[Neighbours]:
+def watching(url: str, folder: Path, silent_after_s: float = 60.0) -> Iterator[Neighbours]:
     """Looks whenever it is asked to."""
     with closing(Database(Settings(database_url=url), folder)) as sink:
-        yield Neighbours(folder, sink, look_every_s=0.0)
+        yield Neighbours(folder, sink, look_every_s=0.0, silent_after_s=silent_after_s)
 
 
 def rows(url: str) -> dict[str, Any]:
@@ -104,6 +106,97 @@ def test_a_row_is_as_its_process_is_until_it_ends(database_url: str, tmp_path: P
         row = rows(database_url)["shop"]
         assert row.ended_how == "ended"
         assert row.ended_at >= row.started_at
+
+
+def test_a_row_says_all_that_its_process_says(sqlite_url: str, tmp_path: Path) -> None:
+    with process(tmp_path) as shop, watching(sqlite_url, tmp_path) as neighbours:
+        shop.do("spool.life.note_loop_lag(40); spool.life.note_limit(5); spool.life.note_trend(-7)")
+        neighbours.look()
+
+        row = rows(sqlite_url)["shop"]
+        assert (row.loop_lag_ms, row.memory_limit_bytes, row.memory_trend) == (40, 5, -7)
+        assert row.spool_bytes > 0
+
+
+def test_a_process_that_stands_still_ages(sqlite_url: str, tmp_path: Path) -> None:
+    """Its row is as old as its last word, whoever writes it, and however often."""
+    with process(tmp_path) as shop, watching(sqlite_url, tmp_path, silent_after_s=0.0) as neighbours:
+        shop.do("spool.life.note_memory(1, 1_700_000_000 * 10**9); spool.life.set_active(1)")
+        neighbours.look()
+        shop.do("spool.life.set_active(2)")
+        neighbours.look()
+
+        row = rows(sqlite_url)["shop"]
+        assert (row.active_requests, row.last_seen.timestamp()) == (2, 1_700_000_000)
+        shop.do("spool.life.note_memory(1, time.time_ns())")
+        neighbours.look()
+        assert rows(sqlite_url)["shop"].last_seen > row.last_seen
+
+
+@pytest.mark.parametrize(("silent_after_s", "promised_s"), [(30.0, 12.0), (3600.0, WRITE_EVERY_S)])
+def test_a_row_is_made_anew_more_often_than_its_silence_would_be_told(
+    sqlite_url: str, tmp_path: Path, silent_after_s: float, promised_s: float
+) -> None:
+    with process(tmp_path), watching(sqlite_url, tmp_path, silent_after_s) as neighbours:
+        neighbours.look()
+
+    assert rows(sqlite_url)["shop"].beats_every_s == promised_s
+
+
+def test_one_that_is_about_to_end_promises_nothing_any_more(sqlite_url: str, tmp_path: Path) -> None:
+    """It may take long over it, without a word."""
+    with process(tmp_path) as shop, watching(sqlite_url, tmp_path) as neighbours:
+        neighbours.look()
+        shop.do("spool.life.set_state(State.ENDED)")
+        neighbours.look()
+
+        assert rows(sqlite_url)["shop"].beats_every_s == 0
+
+
+def test_a_server_that_stops_promises_nothing_any_more(sqlite_url: str, tmp_path: Path) -> None:
+    with process(tmp_path):
+        with adopting(Settings(database_url=sqlite_url, spool_dir=str(tmp_path))):
+            eventually(lambda: rows(sqlite_url))
+            assert kept.is_kept(tmp_path)
+
+        assert rows(sqlite_url)["shop"].beats_every_s == 0
+        assert not kept.is_kept(tmp_path)
+
+
+def test_one_that_ended_while_there_was_no_server_is_known_to_the_next(sqlite_url: str, tmp_path: Path) -> None:
+    """In order, so that it left nothing; how the others ended is for who takes over what they left."""
+    with process(tmp_path, "billing"), process(tmp_path) as shop:
+        with watching(sqlite_url, tmp_path) as neighbours:
+            neighbours.look()
+        shop.do("spool.close(everything_stored=True)")
+
+        with watching(sqlite_url, tmp_path) as neighbours:
+            neighbours.look()
+
+        assert {name: row.ended_how for name, row in rows(sqlite_url).items()} == {"shop": "ended", "billing": None}
+
+
+def test_one_whose_files_were_deleted_goes_on_under_another_name(sqlite_url: str, tmp_path: Path) -> None:
+    with process(tmp_path) as shop, watching(sqlite_url, tmp_path) as neighbours:
+        neighbours.look()
+        for path in tmp_path.glob("*.live"):
+            path.unlink()
+        shop.do("spool.refresh(); spool.life.set_active(3)")
+        neighbours.look()
+
+        row = rows(sqlite_url)["shop"]
+        assert (row.active_requests, row.ended_at) == (3, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"x": 1}', b"\xff" * 100, b"[" * 100_000])
+def test_what_stands_there_of_an_earlier_server_may_be_anything(
+    sqlite_url: str, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "rows.kept").write_bytes(content)
+    with process(tmp_path), watching(sqlite_url, tmp_path) as neighbours:
+        neighbours.look()
+
+        assert rows(sqlite_url).keys() == {"shop"}
 
 
 def test_who_takes_over_says_how_it_ended(sqlite_url: str, tmp_path: Path) -> None:

@@ -199,6 +199,17 @@ def test_a_service_without_errors_tells_that_it_lives(server: OtlpStandIn, folde
     assert server.messages() == []
 
 
+def test_it_tells_when_it_spoke_last_and_how_often_it_will(server: OtlpStandIn, folder: Path) -> None:
+    """One that stands still is not heard of by what its files say."""
+    with shipping(server.address, folder) as service:
+        service.spool.life.set_state(State.ALIVE)
+        service.spool.life.note_memory(98_000_000, 1_700_000_000 * 10**9)
+        eventually(lambda: server.of_kind("instance"))
+
+    told = server.of_kind("instance")[0]
+    assert (told["beats_every_s"], told["seen_at_ns"]) == (60.0, 1_700_000_000 * 10**9)
+
+
 def test_that_it_stops_and_that_it_has_ended_is_told_at_once(server: OtlpStandIn, folder: Path) -> None:
     """The next heartbeat would be too late: load balancers and people look meanwhile."""
     with shipping(server.address, folder) as service:

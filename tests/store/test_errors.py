@@ -514,6 +514,40 @@ async def test_a_process_found_dead_was_last_seen_at_its_start(store: Store, now
     assert instance["last_seen"] == now
 
 
+async def test_what_comes_late_changes_nothing_but_how_it_ended(store: Store, now: datetime) -> None:
+    """Lines of one process may come by several servers."""
+    await put(store, now + HOUR, instance=_instance(now, memory_bytes=2, beats_every_s=60, seen_at=now + HOUR))
+    await put(store, now + HOUR, instance=_instance(now, memory_bytes=1, beats_every_s=0, lost=3, seen_at=now))
+    await put(store, now + HOUR, instance=_instance(now, is_alive=False, ended_at=now + MINUTE, ended_how="killed"))
+
+    [instance] = await everything(store, schema.instances)
+    assert (instance["memory_bytes"], instance["beats_every_s"], instance["lost"]) == (2, 60, 3)
+    assert (instance["last_seen"], instance["ended_how"]) == (now + HOUR, "killed")
+
+
+async def test_a_process_is_seen_when_it_said_so_and_never_later_than_now(store: Store, now: datetime) -> None:
+    await put(store, now, instance=_instance(now, seen_at=now - MINUTE))
+    [instance] = await everything(store, schema.instances)
+    assert instance["last_seen"] == now - MINUTE
+
+    await put(store, now, instance=_instance(now, seen_at=now + HOUR))
+    [instance] = await everything(store, schema.instances)
+    assert instance["last_seen"] == now
+
+
+async def test_one_that_was_given_up_is_back_when_it_says_so(store: Store, now: datetime) -> None:
+    """Which nobody says of one that has ended otherwise."""
+    given_up = {"seen_at": now, "ended_at": now, "ended_how": errors.SILENT}
+    await put(store, now, instance=_instance(now, **given_up))
+    await put(store, now + HOUR, instance=_instance(now, is_alive=False))
+    [instance] = await everything(store, schema.instances)
+    assert instance["ended_how"] == errors.SILENT
+
+    await put(store, now + HOUR, instance=_instance(now, seen_at=now + HOUR))
+    [instance] = await everything(store, schema.instances)
+    assert (instance["ended_at"], instance["ended_how"]) == (None, None)
+
+
 async def test_an_instance_is_made_and_refreshed(store: Store, now: datetime) -> None:
     """What a later report does not know stays."""
     await put(store, now, instance=_instance(now, memory_bytes=50_000_000))
