@@ -570,10 +570,16 @@ def _told_error(error: dict[str, Any]) -> Iterator[str]:
     if crumbs := breadcrumbs.told((error["context"] or {}).get("tocsin.breadcrumbs")):
         yield ""
         yield table(("BEFORE IT", "WHAT", "", ""), [(one.time, one.what, one.note, one.text) for one in crumbs])
-    own = [frame for frame in (error["context"] or {}).get("tocsin.frames") or () if frame.get("before")]
+    frames = (error["context"] or {}).get("tocsin.frames") or ()
+    own = [frame for frame in frames if frame.get("before")]
     if own:
         yield ""
         yield from _told_source(own[-1])
+    for frame in reversed(frames):
+        if isinstance(frame.get("vars"), dict):
+            yield ""
+            yield painted(f"In {safe(frame['function'])} ({safe(frame['file'])}:{frame['line']})", "bold")
+            yield from (f"  {safe(name)} = {safe(text)}" for name, text in frame["vars"].items())
 
 
 def _told_source(frame: dict[str, Any]) -> Iterator[str]:

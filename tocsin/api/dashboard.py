@@ -219,6 +219,7 @@ class _Frame:
     line: int
     in_app: bool
     source: list[tuple[int, str, bool]]  # line number, text, whether it is the line itself
+    variables: list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,7 @@ def _frame(one: Mapping[str, Any]) -> _Frame:
         line=number,
         in_app=one.get("in_app") is True,
         source=source,
+        variables=_variables(one.get("vars")),
     )
 
 
@@ -269,6 +271,10 @@ def _indent_like(text: str, before: list[str], after: list[str]) -> str:
 
 def _lines(value: Any) -> list[str]:
     return [str(line) for line in value][:20] if isinstance(value, list) else []
+
+
+def _variables(value: Any) -> list[tuple[str, str]]:
+    return [(str(name), str(text)) for name, text in value.items()][:50] if isinstance(value, dict) else []
 
 
 def _causes(value: Any) -> list[tuple[str, str]]:

@@ -111,6 +111,7 @@ def _own_words(attributes: Mapping[str, Any]) -> dict[str, Any]:
         found[semconv.SYNTHETIC] = True
     if isinstance(frames := attributes.get(semconv.FRAMES), list):
         found[semconv.FRAMES] = [_frame(one) for one in frames[-MOST_FRAMES:]]
+        _add_variables(found[semconv.FRAMES], frames[-MOST_FRAMES:])
     return found
 
 
@@ -129,6 +130,26 @@ def _frame(found: Any) -> dict[str, Any]:
         if isinstance(lines := found.get(key), list):
             frame[key] = [foreign.tidy(one, 500) for one in lines[:_MOST_AROUND] if isinstance(one, str)]
     return frame
+
+
+def _add_variables(made: list[dict[str, Any]], frames: list[Any]) -> None:
+    """The local variables of a few frames, where the sender keeps them; looked through once more."""
+    left = _MOST_OF_VARIABLES
+    for frame, found in zip(reversed(made), reversed(frames), strict=True):
+        values = found.get("vars")
+        if not isinstance(values, dict) or left <= 0:
+            continue
+        frame["vars"] = {}
+        for name, text in list(values.items())[:_MOST_VARIABLES]:
+            shown = scrub_value(str(text), str(name), limit=_VARIABLE)
+            left -= len(name) + len(shown)
+            if left >= 0:
+                frame["vars"][foreign.tidy(str(name), 100)] = shown
+
+
+_MOST_VARIABLES: Final = 20
+_VARIABLE: Final = 500
+_MOST_OF_VARIABLES: Final = 10_000  # characters, of all frames
 
 
 def _amendment(content: Mapping[str, Any], resource: Resource) -> bytes:

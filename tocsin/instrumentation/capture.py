@@ -30,7 +30,7 @@ from tocsin.exporter.life import State
 from tocsin.exporter.raw import attributes_of, get, origins_of, traceback_of
 from tocsin.exporter.spool import LINE_BYTES, VERSION, Counter, Spool
 from tocsin.ids import uuid7
-from tocsin.instrumentation import context, crumbs, emit, reserve, stacks, state, tries
+from tocsin.instrumentation import context, crumbs, emit, reserve, stacks, state, tries, variables
 from tocsin.instrumentation.pulse import Pulse
 from tocsin.instrumentation.state import Report, Sighting
 from tocsin.model import Severity
@@ -555,6 +555,8 @@ def _describe_exception(
         frames_json = stacks.link_of(error, sighting.tb, code_key).frames_json
     else:
         stack, frames_json = stacks.caller_stack(error, message)
+    if variables.is_kept:
+        frames_json = variables.with_values(frames_json, sighting.tb if code_key else None)
     names = stacks.names_of(type(error))
     attributes[semconv.EXCEPTION_TYPE] = names[0]
     attributes[semconv.EXCEPTION_STACKTRACE] = stack

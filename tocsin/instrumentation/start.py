@@ -38,6 +38,7 @@ from tocsin.instrumentation import (
     reserve,
     stacks,
     state,
+    variables,
     wsgi,
 )
 from tocsin.instrumentation import shutdown as stop
@@ -97,6 +98,7 @@ def shutdown(timeout_s: float = EXIT_TIMEOUT_S) -> None:
         logs.uninstall()
         calls.uninstall()
         crumbs.keep(0)
+        variables.keep(False)
         context.uninstall()
         wsgi.uninstall()
         jobs.uninstall()
@@ -129,6 +131,7 @@ def _start(settings: Settings) -> None:
     hooks.install()
     pools.install()
     crumbs.keep(settings.breadcrumbs)
+    variables.keep(settings.locals)
     logs.install()
     calls.install()
     context.install()
@@ -147,6 +150,7 @@ def follow(settings: Settings) -> None:
         if state.current is None:
             scrub.hide(settings.secrets())
             state.settings, state.current = settings, _Unborn()
+            variables.keep(settings.locals)
             hooks.install()
             pools.install()
             logs.install()
