@@ -113,6 +113,7 @@ class Dependency:
         self._back_at = -1.0  # monotonic, when the last outage was over
         self._last_id: str | None = None  # the error that told of it
         self._told_to: object = None  # the capture that knows how it stands
+        self._last_ns = 0
 
     def set(
         self,
@@ -327,6 +328,7 @@ class Dependency:
             seen.error_id, seen.is_admitted = outage.error_id, True  # in a storm of others it is written all the same
             outage.error_id = capture.see(seen) or outage.error_id
             outage.told_to = state.current  # of a forked child it may be born only now
+            self._last_ns = max(self._last_ns, seen.time_ns)
             self._tell_standing(is_away=True, problem=f"{type(exc).__name__}: {stacks.safe_message(exc)}")
         with self._change:
             is_over = self._outage is not outage and not outage.is_told
@@ -339,7 +341,7 @@ class Dependency:
         capture = state.current
         if isinstance(capture, Capture) and self.is_told:
             said = f"{self.name} answers again after {_span(outage.lasted_s)}"
-            line = {"kind": "recovered", "time_unix_nano": clock.now_ns(), "error_id": outage.error_id, "message": said}
+            line = {"kind": "recovered", "time_unix_nano": self._now_ns(), "error_id": outage.error_id, "message": said}
             capture.tell(line)
         self._tell_standing(is_away=False)
 
@@ -352,7 +354,7 @@ class Dependency:
         capture.tell(
             {
                 "kind": "dependency",
-                "time_unix_nano": clock.now_ns(),
+                "time_unix_nano": self._now_ns(),
                 "name": self.name,
                 "away": is_away,
                 "optional": self._is_optional,
@@ -373,7 +375,8 @@ class Dependency:
         open the group again.
         """
         with self._change:
-            outage.failed += more
+            if more:
+                outage.failed, outage.failed_ns = outage.failed + more, self._now_ns()
             counted, failed = outage.counted, outage.failed
             if counted == failed or (now < outage.next_count and not is_last):
                 return
@@ -381,7 +384,13 @@ class Dependency:
         capture = state.current
         if isinstance(capture, Capture) and self.is_told:
             span = {"error_id": outage.error_id, "from": counted, "to": failed}
-            capture.tell({"kind": "repeats", **span, "time_ns": clock.now_ns()})
+            capture.tell({"kind": "repeats", **span, "time_ns": outage.failed_ns})
+
+    def _now_ns(self) -> int:
+        """The time, and after all that was told before, whatever somebody does to the clock: the last word holds."""
+        with self._change:
+            self._last_ns = max(clock.now_ns(), self._last_ns + 1)
+            return self._last_ns
 
     # Whether it is back
 
@@ -441,7 +450,7 @@ class _Outage:
         self.loop: Any = None  # that used it last
         self.pause_s = FIRST_PAUSE_S
         self.next_try = now + self.next_pause_s()
-        self.failed = self.counted = 0  # calls since the one that told of it
+        self.failed = self.counted = self.failed_ns = 0  # calls since the one that told of it
         self.next_count = now + _COUNT_EVERY_S
         self._turn = threading.Lock()  # only ever tried
 
