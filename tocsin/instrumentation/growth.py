@@ -46,6 +46,7 @@ _SAMPLE: Final = 16  # items from its start, and as many from its end
 _NAME_LIMIT: Final = 120
 _TOLD: Final = 5
 _STANDS_OUT: Final = 0.05  # of what grew most
+_FEWEST_OF_ALL: Final = 10_000  # where it is not known what was there before
 _MUCH_BYTES: Final = 2**20
 _MANY_ITEMS: Final = 1_000
 
@@ -305,8 +306,8 @@ def grown(before: Survey | None, now: Survey) -> list[Grown]:
     """
     then: Mapping[str, int] = before.types if before is not None else {}
     found = [Grown(name, count - then.get(name, 0), count) for name, count in now.types.items()]
-    least = max((one.more * _STANDS_OUT for one in found), default=0)
-    found = [one for one in found if one.more >= max(least, _FEWEST_ITEMS)]
+    least = max([one.more * _STANDS_OUT for one in found] + [_FEWEST_ITEMS if then else _FEWEST_OF_ALL])
+    found = [one for one in found if one.more >= least]
     return sorted(found, key=lambda one: one.more * (1.0 if "." in one.name else 0.2), reverse=True)[:_TOLD]
 
 
@@ -344,7 +345,8 @@ def said(before: Survey | None, now: Survey) -> str:
     holding = [one for one in containers if types and one.of == types[0].name]
     for container in dict.fromkeys([*containers[:1], *(holding or containers[1:])[:1]]):
         of = f" ({container.of})" if container.of else ""
-        parts.append(f"the {f'{container.kind} {container.name}'.strip()} has {container.items:,} items{of}")
+        what = "bytes" if container.kind == "bytearray" else "items"
+        parts.append(f"the {f'{container.kind} {container.name}'.strip()} has {container.items:,} {what}{of}")
     return "; ".join(parts)
 
 
