@@ -13,11 +13,14 @@ from sqlalchemy import Connection, select, update
 from starlette.applications import Starlette
 
 from tests.api.conftest import HOST, TOKENS, Put, client_of, settings_with
+from tests.failed_jobs import failed_job
+from tocsin import clock
 from tocsin.api import create_app
 from tocsin.api.auth import LOGIN, LOGOUT, first_token, login_address
 from tocsin.api.calls import Right
+from tocsin.model import Batch
 from tocsin.settings import Settings
-from tocsin.store import Store, schema
+from tocsin.store import Store, errors, schema
 
 PAGE = "/admin/debug"
 
@@ -31,9 +34,10 @@ MAY = {
 
 
 @pytest.mark.parametrize("token", MAY)
-async def test_every_call_asks_for_its_right(app: Starlette, put: Put, token: str | None) -> None:
+async def test_every_call_asks_for_its_right(app: Starlette, put: Put, store: Store, token: str | None) -> None:
     """All routes of the application, each with every token: nothing is open by oversight."""
     entry = await put()
+    await store.write(errors.write_batch, Batch(entries=[], facts=[failed_job()]), clock.now())
     async with client_of(app, token=TOKENS[token] if token else None) as client:
         for call in app.state.calls:
             path = call.path.replace("{id}", entry.id).replace("{n}", "1")
