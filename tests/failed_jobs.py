@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import Connection, select
+
 from tocsin import ids
 from tocsin.model import Job
+from tocsin.store import open_store, schema
 
 FAILED_AT = datetime(2026, 3, 14, 9, 26, 53, 589793, UTC)
 
@@ -34,3 +37,16 @@ def failed_job(**values: Any) -> Job:
         "message": "no answer",
     }
     return Job(**defaults | values)
+
+
+def jobs_in(database_url: str) -> list[Any]:
+    """The rows of ``jobs``, oldest first."""
+
+    def work(connection: Connection) -> list[Any]:
+        return list(connection.execute(select(schema.jobs).order_by(schema.jobs.c.number)))
+
+    store = open_store(database_url)
+    try:
+        return store.read_now(work)
+    finally:
+        store.close_now()

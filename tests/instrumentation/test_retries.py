@@ -18,15 +18,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
-from sqlalchemy import Connection, select
 
 import tocsin
+from tests.failed_jobs import jobs_in
 from tests.instrumentation.conftest import Watched
 from tests.processes import run_program
 from tests.waiting import eventually
 from tocsin.instrumentation import protect
 from tocsin.instrumentation.retries import LONGEST_PAUSE_S, Policy
-from tocsin.store import open_store, schema
 
 SECRET = "hunter2-of-anna"
 
@@ -35,17 +34,6 @@ def jobs_of(watched: Watched) -> list[Any]:
     """The rows of ``jobs``, oldest first."""
     assert tocsin.flush(10)
     return jobs_in(watched.database_url)
-
-
-def jobs_in(database_url: str) -> list[Any]:
-    def work(connection: Connection) -> list[Any]:
-        return list(connection.execute(select(schema.jobs).order_by(schema.jobs.c.number)))
-
-    store = open_store(database_url)
-    try:
-        return store.read_now(work)
-    finally:
-        store.close_now()
 
 
 class Away(Exception):
