@@ -13,10 +13,11 @@ from tests.alerts.samples import plain_settings
 from tests.failed_jobs import failed_job
 from tests.standin.telegram import plain_text
 from tocsin import clock
-from tocsin.alerts import commands, messages
+from tocsin.alerts import commands, messages, silence
 from tocsin.alerts.commands import Command, Misunderstood, parse, press
 from tocsin.lifecycle import JobTrigger, Status
 from tocsin.model import Batch, DependencyState, Instance, Job, Severity
+from tocsin.settings import Settings
 from tocsin.store import Store, errors, groups, jobs
 
 
@@ -41,6 +42,7 @@ def command(name: str, *numbers: int, **values: Any) -> Command:
         ("/stats", command("stats")),
         ("/stats 48", command("stats", hours=48)),
         ("/stats 48h", command("stats", hours=48)),
+        ("/instances", command("instances")),
         ("/memory", command("memory")),
         ("/resolve 42", command("resolve", 42)),
         ("/resolve_42", command("resolve", 42)),
@@ -290,6 +292,29 @@ async def test_memory_is_told_the_fullest_first(store: Store) -> None:
         "b web/7 120 of 1,024 MB (11 %), -3 MB an hour",
         "a web/7 300 MB",
     ]
+
+
+async def test_processes_are_told_the_silent_first(store: Store) -> None:
+    """Of the living, with what each has said of itself."""
+    assert await ask(store, "/instances") == "No process has told of itself yet."
+    mb = 2**20
+    alive = [
+        told("a", memory_bytes=98 * mb, memory_limit_bytes=120 * mb, active_requests=3, loop_lag_ms=40),
+        told("b", memory_bytes=0, active_requests=0, is_shutting_down=True, spool_bytes=7 * mb),
+        told("c", ended_at=clock.now(), is_alive=False),
+        told("<d>", beats_every_s=12.0, seen_at=clock.now() - timedelta(minutes=5)),
+    ]
+    await store.write(errors.write_batch, Batch(entries=[], instances=alive), clock.now())
+    await silence.Watch(Settings(database_url="sqlite:///unused"), steady_s=3600).look(store)
+
+    head, first, *rest = (await ask(store, "/instances")).splitlines()
+    assert head == "Processes, the silent first:"
+    assert first.startswith("<d> web/7 silent since ")
+    assert sorted(rest) == [
+        "a web/7 98 of 120 MB (81 %) · requests: 3 · loop late by 40 ms",
+        "b web/7 stopping · waiting: 7 MB",
+    ]
+    assert f"instances: 2\n  {first}" in await ask(store, "/status")
 
 
 def told(service: str, **values: Any) -> Instance:

@@ -22,7 +22,7 @@ from tocsin.lifecycle import IllegalTransition, JobTrigger, Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.spans import span_of
-from tocsin.store import alerts, dependencies, groups, jobs, queries
+from tocsin.store import alerts, dependencies, groups, jobs, queries, silence
 from tocsin.text import clean, one_line
 
 TRIGGERS = {
@@ -37,7 +37,21 @@ TRIGGERS = {
 JOB_TRIGGERS = {"done": JobTrigger.DONE, "discard": JobTrigger.DISCARD, "retry": JobTrigger.RETRY}
 """Words behind ``/jobs`` that are meant for a failed job."""
 
-LISTED = ("status", "errors", "error", "stats", "memory", "resolve", "reopen", "ack", "mute", "ignore", "jobs", "help")
+LISTED = (
+    "status",
+    "errors",
+    "error",
+    "stats",
+    "instances",
+    "memory",
+    "resolve",
+    "reopen",
+    "ack",
+    "mute",
+    "ignore",
+    "jobs",
+    "help",
+)
 """Commands in the order in which Telegram offers them."""
 
 GROUPS_AT_ONCE = 100
@@ -98,7 +112,7 @@ def parse(text: str, *, bot: str | None = None, answered: Sequence[int] = ()) ->
         return None
     name = _ALIASES.get(name, name)
     rest = ([joined] if joined else []) + words[1:]
-    if name in ("start", "help", "status", "memory"):
+    if name in ("start", "help", "status", "instances", "memory"):
         return Command(name=name)
     if name == "errors":
         return _errors(rest)
@@ -255,7 +269,13 @@ def _help(connection: Connection, command: Command, settings: Settings, leader: 
 def _status(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
     needed = dependencies.current(connection, now, timedelta(seconds=settings.silent_after_s))
     away = [one for one in needed if one.is_away]
-    return messages.status(alerts.overview(connection, now), away, leader=leader, settings=settings, now=now)
+    silent = silence.silent_now(connection)
+    return messages.status(alerts.overview(connection, now), away, silent, leader=leader, settings=settings, now=now)
+
+
+def _instances(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
+    alive = [row for row in queries.list_instances(connection) if row["ended_at"] is None]
+    return messages.instance_list(silence.silent_now(connection), alive, settings, now)
 
 
 def _memory(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:
@@ -302,6 +322,7 @@ def _list_jobs(connection: Connection, command: Command, settings: Settings, lea
 _ANSWERS: dict[str, Answer] = {
     "help": _help,
     "status": _status,
+    "instances": _instances,
     "memory": _memory,
     "errors": _list,
     "error": _show,

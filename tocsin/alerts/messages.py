@@ -28,6 +28,7 @@ from tocsin.store.audit import BY_ITSELF, Entry
 from tocsin.store.dependencies import Standing
 from tocsin.store.groups import Group
 from tocsin.store.jobs import WAITING, KeptJob
+from tocsin.store.silence import Quiet
 from tocsin.text import clean, one_line
 
 LIMIT = 4096
@@ -46,6 +47,7 @@ _STATUS_MARKS = {
 _JOB_MARKS = {JobStatus.FAILED: "🔔", JobStatus.RUNNING: "⏳", JobStatus.DONE: "✅", JobStatus.DISCARDED: "🚫"}
 _SHOWN_LINES = 8
 _SHOWN_INSTANCES = 15
+_MUCH_BYTES = 2**20
 
 
 def units(text: str) -> int:
@@ -411,7 +413,13 @@ def _why(one: KeptJob) -> str:
 
 
 def status(
-    overview: Overview, away: Sequence[Standing] = (), *, leader: str, settings: Settings, now: datetime
+    overview: Overview,
+    away: Sequence[Standing] = (),
+    silent: Sequence[Quiet] = (),
+    *,
+    leader: str,
+    settings: Settings,
+    now: datetime,
 ) -> Message:
     """How things stand, as ``/status`` shows it."""
     texts = Texts(settings.language)
@@ -422,6 +430,8 @@ def status(
             page.line(f"  {MARKS[severity]} {texts(f'severity.{severity}')} {count}")
     page.line(texts("bot.status.hour", count=f"{overview.errors_last_hour:,}"))
     page.line(texts("bot.status.instances", count=overview.instances))
+    for quiet in silent[:_SHOWN_LINES]:
+        page.line("  ", *_silent(quiet, settings, texts, now))
     page.line(texts("bot.status.database", state=texts("bot.status.database.ok")))
     for one in away[:_SHOWN_LINES]:
         page.line(code(one.name, 60), f": {texts('bot.status.away', when=when(one.since, settings, now))}")
@@ -433,6 +443,51 @@ def status(
     return Message(html=page.html, plain=page.plain)
 
 
+def instance_list(
+    silent: Sequence[Quiet], alive: Sequence[Mapping[str, Any]], settings: Settings, now: datetime
+) -> Message:
+    """The processes and how they are, as ``/instances`` shows them."""
+    texts = Texts(settings.language)
+    page = Page()
+    known = {one.id for one in silent}
+    rest = [one for one in alive if one["id"] not in known]
+    page.line(texts("bot.instances.head") if silent or rest else texts("bot.instances.none"))
+    for quiet in silent[:_SHOWN_INSTANCES]:
+        page.line(*_silent(quiet, settings, texts, now))
+    for one in rest[:_SHOWN_INSTANCES]:
+        page.line(code(one["service"], 80), " ", code(f"{one['host']}/{one['pid']}", 80), f" {_figures(one, texts)}")
+    left = max(len(silent) - _SHOWN_INSTANCES, 0) + max(len(rest) - _SHOWN_INSTANCES, 0)
+    if left:
+        page.line(texts("bot.memory.more", count=left))
+    return Message(html=page.html, plain=page.plain)
+
+
+def _silent(one: Quiet, settings: Settings, texts: Texts, now: datetime) -> tuple[Piece | str, ...]:
+    said = texts("bot.status.silent", when=when(one.last_seen, settings, now))
+    return code(one.service, 80), " ", code(f"{one.host}/{one.pid}", 80), f" {said}"
+
+
+def _figures(one: Mapping[str, Any], texts: Texts) -> str:
+    """What a process has said of itself: what it did not say is left out, and what is 0."""
+    said = [texts("bot.instances.stopping")] if one["is_shutting_down"] else []
+    if one["memory_bytes"]:
+        said.append(_memory_of(one, texts))
+    if one["active_requests"]:
+        said.append(texts("bot.instances.requests", count=one["active_requests"]))
+    if one["loop_lag_ms"]:
+        said.append(texts("bot.instances.loop", ms=one["loop_lag_ms"]))
+    if one["spool_bytes"] and one["spool_bytes"] >= _MUCH_BYTES:
+        said.append(texts("bot.instances.spool", size=_megabytes(one["spool_bytes"])))
+    return " · ".join(said)
+
+
+def _memory_of(one: Mapping[str, Any], texts: Texts) -> str:
+    used, limit = one["memory_bytes"], one["memory_limit_bytes"]
+    if not limit:
+        return texts("bot.memory.used", used=_megabytes(used))
+    return texts("bot.memory.of", used=_megabytes(used), limit=_megabytes(limit), percent=used * 100 // limit)
+
+
 def memory(instances: Sequence[Mapping[str, Any]], settings: Settings) -> Message:
     """What the living processes take of their memory, the fullest first, as ``/memory`` shows it."""
     texts = Texts(settings.language)
@@ -440,10 +495,7 @@ def memory(instances: Sequence[Mapping[str, Any]], settings: Settings) -> Messag
     known = [one for one in instances if one["memory_bytes"]]
     page.line(texts("bot.memory.head") if known else texts("bot.memory.none"))
     for one in sorted(known, key=_fullness, reverse=True)[:_SHOWN_INSTANCES]:
-        used, limit, trend = one["memory_bytes"], one["memory_limit_bytes"], one["memory_trend"]
-        said = texts("bot.memory.used", used=_megabytes(used))
-        if limit:
-            said = texts("bot.memory.of", used=_megabytes(used), limit=_megabytes(limit), percent=used * 100 // limit)
+        trend, said = one["memory_trend"], _memory_of(one, texts)
         if trend is not None:
             said += texts("bot.memory.trend", trend=f"{trend / 2**20:+,.0f}")
         page.line(code(one["service"], 80), " ", code(f"{one['host']}/{one['pid']}", 80), f" {said}")

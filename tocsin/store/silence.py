@@ -62,6 +62,12 @@ def quiet(connection: Connection, now: datetime, after: timedelta) -> list[Quiet
     return list(found.values())
 
 
+def silent_now(connection: Connection) -> list[Quiet]:
+    """Those that are told of, the longest silent first."""
+    query = select(*_COLUMNS).where(_table.silent_error_id.is_not(None)).order_by(_table.last_seen, _table.id)
+    return [Quiet(**row) for row in connection.execute(query.limit(_MOST)).mappings()]
+
+
 def is_replaced(connection: Connection, one: Quiet) -> bool:
     """Whether another release of its service has begun about when it went: that is a deploy, however rude."""
     query = select(_table.id).where(

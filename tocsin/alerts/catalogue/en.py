@@ -99,6 +99,13 @@ TEXTS = {
     "bot.status.leader": "leader: {who}",
     "bot.status.leader.me": "this process",
     "bot.status.leader.other": "another process",
+    "bot.status.silent": "silent since {when}",
+    "bot.instances.none": "No process has told of itself yet.",
+    "bot.instances.head": "Processes, the silent first:",
+    "bot.instances.requests": "requests: {count}",
+    "bot.instances.loop": "loop late by {ms} ms",
+    "bot.instances.spool": "waiting: {size} MB",
+    "bot.instances.stopping": "stopping",
     "bot.memory.none": "No process has told of its memory yet.",
     "bot.memory.head": "Memory, the fullest first:",
     "bot.memory.of": "{used} of {limit} MB ({percent} %)",
@@ -110,6 +117,7 @@ TEXTS = {
         "/errors [severity] - what is open\n"
         "/error 42 - one group\n"
         "/stats [hours] - how many, of what severity\n"
+        "/instances - the processes, and how they are\n"
         "/memory - what the services take\n"
         "/resolve 42 - also 42 43 50-60, or as an answer to an alert\n"
         "/reopen 42\n"
@@ -123,6 +131,7 @@ TEXTS = {
     "command.errors": "what is open",
     "command.error": "one group: /error 42",
     "command.stats": "how many, of what severity",
+    "command.instances": "the processes, and how they are",
     "command.memory": "memory of the services",
     "command.resolve": "resolve: /resolve 42",
     "command.reopen": "reopen: /reopen 42",

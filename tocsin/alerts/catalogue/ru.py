@@ -99,6 +99,13 @@ TEXTS = {
     "bot.status.leader": "ведущий: {who}",
     "bot.status.leader.me": "этот процесс",
     "bot.status.leader.other": "другой процесс",
+    "bot.status.silent": "молчит с {when}",
+    "bot.instances.none": "Ни один процесс ещё не сообщил о себе.",
+    "bot.instances.head": "Процессы, сначала молчащие:",
+    "bot.instances.requests": "запросов: {count}",
+    "bot.instances.loop": "цикл опаздывает на {ms} мс",
+    "bot.instances.spool": "ждёт записи: {size} МБ",
+    "bot.instances.stopping": "останавливается",
     "bot.memory.none": "Ни один процесс ещё не сообщил о своей памяти.",
     "bot.memory.head": "Память, сначала самые заполненные:",
     "bot.memory.of": "{used} из {limit} МБ ({percent} %)",
@@ -110,6 +117,7 @@ TEXTS = {
         "/errors [важность] - что открыто\n"
         "/error 42 - одна группа\n"
         "/stats [часы] - сколько и какой важности\n"
+        "/instances - процессы и как они\n"
         "/memory - сколько памяти занимают сервисы\n"
         "/resolve 42 - можно 42 43 50-60 или ответом на оповещение\n"
         "/reopen 42 - открыть снова\n"
@@ -123,6 +131,7 @@ TEXTS = {
     "command.errors": "что открыто",
     "command.error": "одна группа: /error 42",
     "command.stats": "сколько и какой важности",
+    "command.instances": "процессы и как они",
     "command.memory": "память сервисов",
     "command.resolve": "решена: /resolve 42",
     "command.reopen": "открыть снова: /reopen 42",
