@@ -320,7 +320,7 @@ def test_fifty_places_are_one_group(door: Door, watched: Watched) -> None:
             scope[f"place{number}"](fail)
         assert redis.is_away
         eventually(lambda: redis.call(door.knock))
-    assert not redis.is_away
+        eventually(lambda: group_of(watched).status == "resolved")
 
     first, second = watched.rows()
     assert first.group_id == second.group_id
@@ -385,6 +385,25 @@ def test_a_return_says_how_long_it_was_away_and_rings_as_a_regression_the_next_t
     assert len(watched.rows()) == 2
 
 
+def test_what_comes_and_goes_is_one_outage(watched: Watched) -> None:
+    """It is told to be over when it has been back for a while."""
+    redis = tocsin.dependency("redis")
+    for _ in range(5):
+        with pytest.raises(ConnectionError):
+            redis.call(refuse)
+        assert told(watched) == [("redis", True, False)]
+        assert redis.call(lambda: 7) == 7
+        assert told(watched) == [("redis", False, False)]
+    assert group_of(watched).status == "open"
+
+    tocsin.shutdown()  # there is no time left for it to last
+
+    [row] = rows_of(watched.database_url)
+    assert row.count == 5
+    group = group_of(watched)
+    assert (group.status, group.regressions) == ("resolved", 0)
+
+
 def test_what_was_logged_before_stays_an_error_of_its_own(watched: Watched) -> None:
     """Whoever logs an exception inside has said something; the outage has its own error all the same."""
     redis = tocsin.dependency("redis", optional=True)
@@ -432,7 +451,7 @@ def test_a_slow_call_of_before_the_return_begins_no_outage(watched: Watched) -> 
         gone_on.clear()
 
     assert outcome == [7]
-    assert sum(row.count for row in watched.rows()) == 2
+    eventually(lambda: watched.errors() == 2)
 
 
 def test_another_error_of_the_same_request_is_told(watched: Watched) -> None:

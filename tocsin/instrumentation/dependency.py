@@ -41,9 +41,14 @@ PROBE_S: Final = 10.0
 """How long a probe that is a coroutine may take."""
 STUCK_S: Final = 30.0
 """When a probe has said nothing for so long, a real call is let through."""
+FIRST_SETTLE_S: Final = 2.0
+"""It is told to be back when it has been for so long; what goes away again before that goes on being away."""
+LONGEST_SETTLE_S: Final = 300.0
+"""The same for one that comes and goes."""
 MOST: Final = 100
 """Dependencies of a process that are told of; further ones still get their fallback."""
 
+_CALM_S = 600.0  # so long after a return it neither comes nor goes
 _COUNT_EVERY_S = 1.0
 _NAME = 60
 _MOST_MEMBERS = 100
@@ -110,7 +115,9 @@ class Dependency:
         """Know nothing of how it stands, as a forked child does."""
         self._change = threading.RLock()  # held for a few instructions; a signal handler may come in between
         self._outage: _Outage | None = None
-        self._back_at = -1.0  # monotonic, when the last outage was over
+        self._settling: _Outage | None = None  # it is back, which is told when that has lasted
+        self._settle_s = FIRST_SETTLE_S
+        self._back_at = float("-inf")  # monotonic, when the last outage was over
         self._last_id: str | None = None  # the error that told of it
         self._told_to: object = None  # the capture that knows how it stands
         self._last_ns = 0
@@ -258,7 +265,7 @@ class Dependency:
     def _answered(self, began: float) -> None:
         """A call that began then has come to its end: it is there."""
         outage = self._outage
-        if outage is not None and began > outage.began:  # an earlier call may just have been slow
+        if outage is not None and began > outage.away_at:  # an earlier call may just have been slow
             self._end(outage)
         if self._told_to is not state.current:
             with contained("telling of a dependency"):
@@ -282,38 +289,57 @@ class Dependency:
     def _note_away(self, exc: Exception, began: float, tb: TracebackType | None, *, is_tried: bool) -> None:
         now = time.monotonic()
         capture = state.current
+        over = None
         with self._change:
-            is_new = self._outage is None and began > self._back_at
-            outage = self._outage = _Outage(now) if is_new else self._outage
-            is_to_tell = outage is not None and (is_new or outage.told_to is not capture)
+            is_begun = self._outage is None and began > self._back_at
+            if is_begun:
+                over = self._begin(now)
+            outage = self._outage
+            is_to_tell = outage is not None and outage.told_to is not capture
             if outage is not None:
                 outage.told_to = capture
         if outage is None:  # it began before the return, and tells nothing of what is now
             self._know(exc, self._last_id)
             return
+        if over is not None:
+            self._tell_over(over)
         if is_to_tell:
             self._tell_away(outage, exc, tb)
-        elif not self._is_optional:
-            self._know(exc, outage.error_id)
-            self._count(outage, now, more=1)
-        if is_new:
+        else:
+            if is_begun:
+                self._tell_standing(is_away=True, problem=_problem(exc))
+            if not self._is_optional:
+                self._know(exc, outage.error_id)
+                self._count(outage, now, more=1)
+        if is_begun:
             outage.note_loop()
             self._start_probing(outage)
-        elif is_tried and self._is_optional and began > outage.began:
+        elif is_tried and self._is_optional and began > outage.away_at:
             outage.wait_longer(now)
+
+    def _begin(self, now: float) -> _Outage | None:
+        """Begin a new outage, or the last one again, which is not over after all; one that is, and nobody has told."""
+        is_calm = now - self._back_at > _CALM_S
+        self._settle_s = FIRST_SETTLE_S if is_calm else min(2 * self._settle_s, LONGEST_SETTLE_S)
+        last, self._settling = self._settling, None
+        is_same = last is not None and now < last.settled_at
+        self._outage = last if last is not None and is_same else _Outage(now)
+        self._outage.begin_again(now)
+        return last if not is_same and last is not None and last.is_told else None
 
     def _end(self, outage: _Outage) -> None:
         with self._change:
             if self._outage is not outage:
                 return
-            self._outage = None
+            self._outage, self._settling = None, outage
             self._back_at, self._last_id = time.monotonic(), outage.error_id
             outage.lasted_s = self._back_at - outage.began
+            outage.settled_at, outage.back_ns = self._back_at + self._settle_s, self._now_ns()
             is_told = outage.is_told  # else whoever tells of its begin just now tells of its end as well
         outage.is_over.set()
         if is_told:
             with contained("telling that a dependency is back"):
-                self._tell_back(outage)
+                self._tell_standing(is_away=False)
 
     # What is told of it
 
@@ -329,21 +355,34 @@ class Dependency:
             outage.error_id = capture.see(seen) or outage.error_id
             outage.told_to = state.current  # of a forked child it may be born only now
             self._last_ns = max(self._last_ns, seen.time_ns)
-            self._tell_standing(is_away=True, problem=f"{type(exc).__name__}: {stacks.safe_message(exc)}")
+            self._tell_standing(is_away=True, problem=_problem(exc))
         with self._change:
-            is_over = self._outage is not outage and not outage.is_told
+            is_back = self._outage is not outage and not outage.is_told
             outage.is_told = True
-        if is_over:
-            self._tell_back(outage)
+        if is_back:
+            self._tell_standing(is_away=False)
 
-    def _tell_back(self, outage: _Outage) -> None:
-        self._count(outage, time.monotonic(), more=0, is_last=True)
+    def tell_rest(self, *, is_last: bool) -> None:
+        """Tell what was counted, and that it is back when that has lasted; at the end of the process in any case."""
+        now = time.monotonic()
+        with self._change:
+            outage, over = self._outage, self._settling
+            if over is not None and over.is_told and (is_last or now >= over.settled_at):
+                self._settling = None
+            else:
+                over = None
+        if outage is not None:
+            self._count(outage, now, more=0, is_last=True)
+        if over is not None:
+            self._count(over, now, more=0, is_last=True)
+            self._tell_over(over)
+
+    def _tell_over(self, outage: _Outage) -> None:
         capture = state.current
         if isinstance(capture, Capture) and self.is_told:
             said = f"{self.name} answers again after {_span(outage.lasted_s)}"
-            line = {"kind": "recovered", "time_unix_nano": self._now_ns(), "error_id": outage.error_id, "message": said}
+            line = {"kind": "recovered", "time_unix_nano": outage.back_ns, "error_id": outage.error_id, "message": said}
             capture.tell(line)
-        self._tell_standing(is_away=False)
 
     def _tell_standing(self, *, is_away: bool, problem: str = "") -> None:
         """How it stands; a forked child that has nothing to tell yet is not made to begin for it."""
@@ -408,7 +447,8 @@ class Dependency:
         """Ask again and again, in a thread of its own, until it answers."""
         own_threads.add(threading.get_ident())
         try:
-            while not outage.is_over.wait(outage.next_pause_s()):
+            is_over = outage.is_over
+            while not is_over.wait(outage.next_pause_s()):
                 outage.next_try = time.monotonic() + STUCK_S
                 began = time.monotonic()
                 answer = self._asked(outage)
@@ -441,18 +481,23 @@ class _Outage:
     """One time that a dependency is away."""
 
     def __init__(self, now: float) -> None:
-        self.began = now  # monotonic
+        self.began = self.away_at = now  # monotonic; it may have been back for a moment in between
         self.error_id = uuid7()
-        self.told_to: object = None  # the capture that knows of it, or will in a moment
+        self.told_to: object = self  # the capture that knows of it, or will in a moment
         self.is_told = False
-        self.is_over = threading.Event()
-        self.lasted_s = 0.0
+        self.lasted_s = self.settled_at = self.next_try = 0.0
+        self.back_ns = 0
         self.loop: Any = None  # that used it last
-        self.pause_s = FIRST_PAUSE_S
-        self.next_try = now + self.next_pause_s()
         self.failed = self.counted = self.failed_ns = 0  # calls since the one that told of it
         self.next_count = now + _COUNT_EVERY_S
         self._turn = threading.Lock()  # only ever tried
+
+    def begin_again(self, now: float) -> None:
+        """It is away, from now on."""
+        self.away_at = now
+        self.is_over = threading.Event()
+        self.pause_s = FIRST_PAUSE_S
+        self.wait_longer(now)
 
     def note_loop(self) -> None:
         """Remember the loop that runs here, if one does."""
@@ -502,13 +547,12 @@ def _begin_anew() -> None:
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _tell_counts() -> None:
+def _tell_rest(is_last: bool) -> None:
     for one in list(_known.values()):
-        if (outage := one._outage) is not None:
-            one._count(outage, time.monotonic(), more=0, is_last=True)
+        one.tell_rest(is_last=is_last)
 
 
-state.unsaid.append(_tell_counts)
+state.unsaid.append(_tell_rest)
 
 
 def _awaited(answer: Awaitable[object], loop: Any) -> object:
@@ -544,6 +588,10 @@ def _tidied(name: object) -> str:
         return one_line(stacks.tidy(str(name), _NAME), _NAME) or "unnamed"
     except Exception:
         return "unnamed"
+
+
+def _problem(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {stacks.safe_message(exc)}"
 
 
 def _span(seconds: float) -> str:

@@ -194,9 +194,9 @@ def _open(settings: Settings, first: State) -> Capture | None:
     return Capture(own, drain, pulse)
 
 
-def _say_unsaid() -> None:
+def _say_unsaid(*, is_last: bool = False) -> None:
     for tell in state.unsaid:
-        tell()
+        tell(is_last)
 
 
 def _make_header(settings: Settings) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def open_spool(settings: Settings, header: dict[str, Any]) -> spool.Spool | None
 def _stop(timeout_s: float) -> None:
     global _started
     with contained("telling the rest"):
-        _say_unsaid()
+        _say_unsaid(is_last=True)
     capture, state.current, _started = state.current, None, None
     if capture is not None:
         capture.close(timeout_s)

@@ -84,8 +84,8 @@ class Witness(Protocol):
 current: Witness | None = None
 settings: Settings | None = None
 
-unsaid: list[Callable[[], None]] = []
-"""What is told about twice a second and before the end, since it is too much to be told each time; none waits."""
+unsaid: list[Callable[[bool], None]] = []
+"""What is told about twice a second, and before the end, which the argument says; none waits."""
 
 missed = 0
 """How many errors were seen where not even a call was possible any more; whoever sees the next one counts them lost."""
