@@ -40,7 +40,7 @@ async def test_every_call_asks_for_its_right(app: Starlette, put: Put, store: St
     await store.write(errors.write_batch, Batch(entries=[], facts=[failed_job()]), clock.now())
     async with client_of(app, token=TOKENS[token] if token else None) as client:
         for call in app.state.calls:
-            path = call.path.replace("{id}", entry.id).replace("{n}", "1")
+            path = call.path.replace("{id}", entry.id).replace("{n}", "1").replace("{name}", "nightly?every=1d")
             answer = await client.request(call.method, path, json={} if call.right is Right.INGEST else None)
             expected = {True: (200, 303), False: (401,) if token is None else (403,)}[call.right in MAY[token]]
             if call.path == "/api/debug/errors" and call.method == "POST":
@@ -61,7 +61,7 @@ async def test_the_table_of_calls_is_all_that_there_is(app: Starlette) -> None:
     open_paths = {call.path for call in app.state.calls if call.right is Right.NONE and "/static/" not in call.path}
     assert open_paths == {"/livez", "/readyz", "/", f"{PAGE}/", LOGIN, LOGOUT}
     sending = {call.path for call in app.state.calls if call.right is Right.INGEST}
-    assert sending == {"/v1/logs", "/v1/traces", "/v1/metrics", "/api/debug/errors"}
+    assert sending == {"/v1/logs", "/v1/traces", "/v1/metrics", "/api/debug/errors", "/api/debug/beats/{name}"}
     posts = [call for call in app.state.calls if call.method == "POST" and call.path not in {LOGIN, LOGOUT, *sending}]
     assert {call.right for call in posts} == {Right.FULL}
 

@@ -561,7 +561,7 @@ async def test_the_description_is_true(client: httpx.AsyncClient, app: Starlette
     assert document["openapi"].startswith("3.1")
     for path, operations in document["paths"].items():
         number = "2" if path.endswith("/discard") else "1"  # of the job that was not done before
-        address = path.replace("{id}", entry.id).replace("{n}", number)
+        address = path.replace("{id}", entry.id).replace("{n}", number).replace("{name}", "nightly?every=1d")
         for method, operation in operations.items():
             content = {"message": "boom"} if address == f"{API}/errors" else {}
             answer = await client.request(method, address, json=content if method == "post" else None)
@@ -619,7 +619,8 @@ async def test_nothing_that_fails_inside_is_told(put: Put, tmp_path: Path) -> No
         for call in calls_of(app):
             if call.right in (Right.NONE, Right.INGEST):
                 continue
-            answer = await client.request(call.method, call.path.replace("{n}", "1").replace("{id}", "1"))
+            path = call.path.replace("{n}", "1").replace("{id}", "1").replace("{name}", "nightly")
+            answer = await client.request(call.method, path)
             assert answer.status_code in (200, 500, 503), call.path
             assert "secret" not in answer.text
             assert "Traceback" not in answer.text

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tocsin.api import auth, dashboard, debug, jobs, otlp, views
+from tocsin.api import auth, beats, dashboard, debug, jobs, otlp, views
 from tocsin.api.calls import Alerts, House, failure, routes_of
 from tocsin.api.guard import Guard
 from tocsin.settings import Settings
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _FINISH_S = 2.0
 
-CALLS = (*otlp.CALLS, *debug.CALLS, *jobs.CALLS, *auth.CALLS, *dashboard.CALLS)
+CALLS = (*otlp.CALLS, *debug.CALLS, *jobs.CALLS, *beats.CALLS, *auth.CALLS, *dashboard.CALLS)
 
 
 def create_app(

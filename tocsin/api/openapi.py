@@ -12,6 +12,7 @@ from sqlalchemy.types import JSON, TypeDecorator
 
 import tocsin
 from tocsin.api.calls import Call, Right
+from tocsin.beats import State
 from tocsin.store import alerts, schema
 from tocsin.store.schema import UtcTime
 
@@ -115,6 +116,12 @@ def _schemas() -> dict[str, Any]:
         "Error": _object(_columns(schema.error_logs) | {"group": _maybe({"type": "integer"})}),
         "Group": _object(_columns(schema.error_groups, _INWARD)),
         "Instance": _object(_columns(schema.instances)),
+        "Beat": _object(
+            {"name": _TEXT, "environment": _TEXT, "service": _maybe(_TEXT), "state": {"enum": [*State]}}
+            | {"every": _TEXT, "grace": _TEXT, "last_at": _TIME, "last_ok_at": _maybe(_TIME), "due_at": _TIME}
+            | {"took_s": _maybe({"type": "number"}), "message": _maybe(_TEXT), "group": _maybe({"type": "integer"})}
+            | {"created_at": _TIME}
+        ),
         "Job": _object(_columns(schema.jobs) | _OF_JOB),
         "Alert": _object(
             {one.name: {} for one in dataclasses.fields(alerts.Alert)}

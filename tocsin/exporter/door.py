@@ -21,12 +21,13 @@ from tocsin import clock
 from tocsin.contained import contained, note, own_threads
 from tocsin.exporter.otlp import Reader, Reading, TooMuch, Unreadable
 from tocsin.exporter.otlp_json import MOST_BYTES as JSON_BYTES
-from tocsin.exporter.spool import Spool
+from tocsin.exporter.spool import LINE_BYTES, Spool
 from tocsin.failures import BadInput, TocsinError
 
-Kind = Literal["logs", "traces", "posted"]
+Kind = Literal["logs", "traces", "posted", "line"]
+"""What a body is; a line is one of the spool, made by the server itself."""
 
-BODY_BYTES: Final[dict[Kind, int]] = {"logs": 8 * 2**20, "traces": 8 * 2**20, "posted": 2**20}
+BODY_BYTES: Final[dict[Kind, int]] = {"logs": 8 * 2**20, "traces": 8 * 2**20, "posted": 2**20, "line": LINE_BYTES}
 """The most that one body may hold, as it is sent and as it is unpacked."""
 
 ROOM_BYTES: Final = 10 * 2**20
@@ -273,6 +274,8 @@ class Door:
                     return self._reader.traces(content, is_json=body.is_json, now_ns=now_ns)
                 case "posted":
                     return self._reader.posted(content, now_ns=now_ns)
+                case "line":
+                    return Reading([content], 1)
         except (Unreadable, TooMuch, BadInput) as problem:
             # Without the frames that it came through, which hold all that was unpacked and read.
             problem.__context__ = None

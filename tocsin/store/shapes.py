@@ -11,8 +11,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tocsin.lifecycle import Status
-from tocsin.store import audit, groups, jobs, queries
+from tocsin.spans import text_of
+from tocsin.store import audit, beats, groups, jobs, queries
 from tocsin.store.alerts import ListedAlert
+from tocsin.store.leases import database_now
 
 Shape = dict[str, Any]
 
@@ -120,6 +122,28 @@ def acted_on_job(outcome: jobs.Acted) -> Shape:
     before = "" if outcome.changed else " before"
     message = f"{jobs.target(outcome.job.number)} {word} {outcome.job.status}{before}"
     return {"success": True, "message": message, "job": job_row(outcome.job)}
+
+
+def beat_list(connection: Connection, environment: str | None = None) -> Shape:
+    """All beats of cron jobs, with how each stands now."""
+    now = database_now(connection)
+    rows = [beat_row(beat, now) for beat in beats.list_beats(connection, environment)]
+    return {"success": True, "count": len(rows), "beats": rows}
+
+
+def beat_row(beat: beats.KeptBeat, now: datetime) -> Shape:
+    """A beat; ``group`` is the number of the group that tells of it, None while all is well."""
+    shown = {name: getattr(beat, name) for name in ("name", "environment", "service")}
+    shown |= {"state": str(beat.state(now)), "every": text_of(beat.every_s), "grace": text_of(beat.grace_s)}
+    return shown | {
+        name: getattr(beat, name)
+        for name in ("last_at", "last_ok_at", "due_at", "took_s", "message", "group", "created_at")
+    }
+
+
+def forgotten(beat: beats.KeptBeat) -> Shape:
+    """What became of a beat that was to be forgotten."""
+    return {"success": True, "message": f"{beat.name} in {beat.environment} is forgotten"}
 
 
 def as_json(shape: Mapping[str, Any], *, indent: int | None = None) -> str:
