@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -366,12 +368,12 @@ def test_a_retry_that_fails_makes_no_further_job(shop: Path, sqlite_url: str) ->
 @pytest.fixture
 def find(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Finds the function of a job of the shop, as somebody in its folder would; what it loads is forgotten again."""
-    loaded = {*sys.modules}
     monkeypatch.chdir(shop)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield lambda function, **values: rerun.find(shape_of(of_shop(function, shop, **values)), shop)
-    for name in sys.modules.keys() - loaded:
-        del sys.modules[name]
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("shop", "crm", "broken", "ends", "needs", "__mp_main__"):
+            del sys.modules[name]
 
 
 def shape_of(job: Job) -> dict[str, Any]:
@@ -398,6 +400,25 @@ def test_a_function_is_found_by_its_import_path(
     find(function)(*args)
 
     assert pushed(shop) == does
+
+
+def test_a_function_is_found_in_packages_wherever_finders_look(
+    shop: Path, find: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editable installation leaves them; also in a folder without an `__init__.py`."""
+    package = shop.parent / "src" / "crm"
+    (package / "sync").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "sync" / "leads.py").write_text(PROTECTED)
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+            return spec_from_file_location(name, package / "__init__.py") if name == "crm" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+
+    assert find("crm.sync.leads:run").__module__ == "crm.sync.leads"
 
 
 def test_a_script_of_a_release_before_is_found_in_the_one_of_now(shop: Path, find: Callable[..., Any]) -> None:

@@ -15,7 +15,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.machinery import PathFinder
+from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -188,14 +189,32 @@ def _here(file: Path, job: Shape, folder: Path) -> Path:
 
 def _source_of(module_name: str) -> Path | None:
     """The file of a module, found without importing anything; None where there is none."""
-    search: Any = None
+    search: list[str] | None = None
     origin = None
-    for part in module_name.split("."):
-        spec = PathFinder.find_spec(part, search)
+    parts = module_name.split(".")
+    for depth, part in enumerate(parts, start=1):
+        spec = _spec_of(".".join(parts[:depth]), search)
         if spec is None:
             return None
-        origin, search = spec.origin, spec.submodule_search_locations
+        origin = spec.origin
+        if origin is None:  # a folder without an `__init__.py`: where it is hangs on its parent being imported
+            search = [str(Path(folder, part)) for folder in search or sys.path if Path(folder, part).is_dir()]
+        else:
+            search = list(spec.submodule_search_locations or ())
     return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _spec_of(module_name: str, search: list[str] | None) -> ModuleSpec | None:
+    """What is known of a module as a file or a folder; by finders of editable installations too."""
+    spec = PathFinder.find_spec(module_name.rpartition(".")[2], search)
+    if spec is not None:
+        return spec
+    for finder in sys.meta_path:
+        with suppress(Exception):  # some want the package to be imported
+            spec = finder.find_spec(module_name, search)
+            if spec is not None and str(spec.origin).endswith(".py"):
+                return spec
+    return None
 
 
 def _require_mark(source: Path, name: str, *, is_program: bool) -> None:
