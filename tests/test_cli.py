@@ -959,6 +959,15 @@ def test_show_has_the_source_around_the_line(tocsin: Tocsin, stored: Stored, err
     assert "      5  def pay():\n      6      total = 1\n>     7      total / 0\n      8  x\n" in said
 
 
+def test_show_has_the_local_variables(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
+    frame = {"module": "shop", "function": "pay", "file": "/srv/shop.py", "line": 7, "text": "x", "in_app": True}
+    stored(error(context={"tocsin.frames": [frame | {"vars": {"total": "7", "said": "\x1b[31m"}}]}))
+
+    said = tocsin("show", "1").out
+
+    assert "In pay (/srv/shop.py:7)\n  said = \\x1b[31m\n  total = 7\n" in said
+
+
 def test_show_has_what_came_before_the_error(tocsin: Tocsin, stored: Stored, error: ErrorFactory) -> None:
     crumb = {"time": "2026-03-14T09:26:53.589+00:00", "kind": "log", "level": "info", "logger": "shop.orders"}
     stored(error(context={"tocsin.breadcrumbs": [crumb | {"message": "order is\x1b[31m paid"}]}))

@@ -579,7 +579,7 @@ def _told_error(error: dict[str, Any]) -> Iterator[str]:
         if isinstance(frame.get("vars"), dict):
             yield ""
             yield painted(f"In {safe(frame['function'])} ({safe(frame['file'])}:{frame['line']})", "bold")
-            yield from (f"  {safe(name)} = {safe(text)}" for name, text in frame["vars"].items())
+            yield from (f"  {safe(name)} = {safe(text)}" for name, text in sorted(frame["vars"].items()))
 
 
 def _told_source(frame: dict[str, Any]) -> Iterator[str]:

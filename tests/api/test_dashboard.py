@@ -135,7 +135,7 @@ async def test_a_group_shows_what_is_known(client: httpx.AsyncClient, put: Put) 
     "context",
     [
         {"tocsin.frames": "no list"},
-        {"tocsin.frames": [None, 1, "x", {}, {"line": "42", "before": "abc", "text": None}]},
+        {"tocsin.frames": [None, 1, "x", {}, {"line": "42", "before": "abc", "text": None, "vars": [1]}]},
         {"tocsin.exception.causes": [None, {}, {"type": None}]},
         {"tocsin.exception.causes": {"type": "x"}},
         {"tocsin.breadcrumbs": {"kind": "log"}},
@@ -271,7 +271,11 @@ async def test_nothing_that_comes_from_an_error_is_ever_markup(store: Store, put
             "http.route": payload,
             "url.full": payload,
             "thread.name": payload,
-            "tocsin.frames": [frame | {"line": 1, "in_app": True, "before": [payload], "after": [payload]}, frame],
+            "tocsin.frames": [
+                frame
+                | {"line": 1, "in_app": True, "before": [payload], "after": [payload], "vars": {payload: payload}},
+                frame,
+            ],
             "tocsin.exception.causes": [{"type": payload, "message": payload}],
             "tocsin.breadcrumbs": [{"kind": "log", "time": payload, "message": payload, "level": payload}],
         },
@@ -294,7 +298,7 @@ async def test_nothing_that_comes_from_an_error_is_ever_markup(store: Store, put
         parser = Strict()
         parser.feed(page.text)
         assert parser.bad == [], page.url
-    assert html.unescape(pages[3].text).count(payload) >= 10
+    assert html.unescape(pages[3].text).count(payload) >= 12
 
 
 async def test_files_are_served_from_a_fixed_list(client: httpx.AsyncClient) -> None:

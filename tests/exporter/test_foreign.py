@@ -370,6 +370,21 @@ def test_what_another_tocsin_has_scrubbed_is_scrubbed_again() -> None:
     assert "hunter22" not in json.dumps(line)
 
 
+def test_local_variables_pass_scrubbed_again_and_bounded() -> None:
+    """Whatever a line says that somebody has written by hand."""
+    sent = {"order": "7", "password": "hunter22", "said": "token=hunter22", "number": 5, "x": "x" * 10_000}
+    frames = [FRAME | {"vars": sent}, FRAME | {"vars": [1]}] + [FRAME | {"vars": {"y": "y" * 400}}] * 100
+
+    line = _shipped(kind="error", id=OWN_ID, attributes={semconv.FRAMES: [FRAME | {"vars": sent}]})
+    (frame,) = line["attributes"][semconv.FRAMES]
+    assert frame["vars"].items() >= {"order": "7", "password": "[scrubbed]", "number": "5"}.items()
+    assert "hunter22" not in json.dumps(line)
+    assert len(frame["vars"]["x"]) <= 500
+
+    many = _shipped(kind="error", id=OWN_ID, attributes={semconv.FRAMES: frames})["attributes"][semconv.FRAMES]
+    assert 5_000 < sum(len(text) for one in many for text in one.get("vars", {}).values()) <= 10_000
+
+
 def test_a_clock_that_is_wrong_is_put_right() -> None:
     """By when the sender says that it sent; what a network takes is no wrong clock."""
     an_hour_behind = resource_of({semconv.SENT: str(NOW_NS - 3_600 * 10**9)}, NOW_NS)

@@ -274,7 +274,8 @@ def _lines(value: Any) -> list[str]:
 
 
 def _variables(value: Any) -> list[tuple[str, str]]:
-    return [(str(name), str(text)) for name, text in value.items()][:50] if isinstance(value, dict) else []
+    """By name, since a database may keep them in an order of its own."""
+    return sorted((str(name), str(text)) for name, text in value.items())[:50] if isinstance(value, dict) else []
 
 
 def _causes(value: Any) -> list[tuple[str, str]]:

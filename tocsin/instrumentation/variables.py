@@ -141,9 +141,9 @@ def _shown(value: object, depth: int, above: set[int]) -> str:
             if id(value) in above or depth >= _DEPTH:
                 return brackets.replace("|", "…")
             above.add(id(value))
-            inside = _pairs(value, depth, above) if base is dict else _items(value, base, depth, above)
+            inside = ", ".join(_pairs(value, depth, above) if base is dict else _items(value, base, depth, above))
             above.discard(id(value))
-            return brackets.replace("|", ", ".join(inside), 1)
+            return brackets.replace("|", inside)
     if kind is FunctionType:
         return f"<function {value.__qualname__}>"  # type: ignore[attr-defined]
     if kind is ModuleType:
