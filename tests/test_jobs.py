@@ -665,11 +665,8 @@ def test_a_server_tells_what_the_database_tells(
 
     for line in (
         "jobs",
-        "jobs --all",
-        "jobs --status done",
-        "jobs --service crm -q SYNC",
-        "jobs --limit 1",
-        "jobs show 1",
+        "jobs --all --limit 2",
+        "jobs --status done --service shop -q LEADS",
         "jobs show 3",
         "jobs show 9",
         "jobs show 0190a8f0-0000-7000-8000-000000000001",
