@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "tocsin"
 
 GROUND = {
     "allocator",
+    "beats",
     "clock",
     "contained",
     "dotenv",

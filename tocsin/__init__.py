@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tocsin import api as api
     from tocsin.instrumentation.asgi import TocsinMiddleware as TocsinMiddleware
+    from tocsin.instrumentation.beat import beat as beat
     from tocsin.instrumentation.context import context as context
     from tocsin.instrumentation.dependency import dependency as dependency
     from tocsin.instrumentation.protect import protect as protect
@@ -29,6 +30,7 @@ _HOMES = {
     "flush": "tocsin.instrumentation.start",
     "track_error": "tocsin.instrumentation.protect",
     "protect": "tocsin.instrumentation.protect",
+    "beat": "tocsin.instrumentation.beat",
     "context": "tocsin.instrumentation.context",
     "dependency": "tocsin.instrumentation.dependency",
     "on_shutdown": "tocsin.instrumentation.shutdown",
@@ -39,6 +41,7 @@ __all__ = [
     "TocsinMiddleware",
     "__version__",
     "api",
+    "beat",
     "context",
     "dependency",
     "flush",
