@@ -189,7 +189,7 @@ async def _run_behind(house: House, drain: Drain, stop: asyncio.Event, base_url:
     if not await _until_done(lambda: _prepare(house, base_url, say), stop, say):
         return
     drain.start()
-    await _until_done(lambda: _ring(house, stop), stop, say)
+    await _until_done(lambda: _ring(house, drain, stop), stop, say)
 
 
 async def _prepare(house: House, base_url: str, say: Say) -> None:
@@ -201,8 +201,8 @@ async def _prepare(house: House, base_url: str, say: Say) -> None:
     say(f"log in within 10 minutes: {address}")
 
 
-async def _ring(house: House, stop: asyncio.Event) -> None:
-    async with scheduler.running(house.settings, house.store) as ringing:
+async def _ring(house: House, drain: Drain, stop: asyncio.Event) -> None:
+    async with scheduler.running(house.settings, house.store, behind_s=lambda: drain.behind_s) as ringing:
         house.alerts = ringing
         try:
             await stop.wait()

@@ -247,6 +247,19 @@ async def test_who_has_just_begun_to_look_waits_a_full_period(store: Store, sett
     assert await rows(store, error_groups) == []
 
 
+async def test_what_has_come_and_is_not_stored_yet_is_waited_for(store: Store, settings: Settings) -> None:
+    """After an outage the errors of all come before the signs of life that came with them."""
+    behind_s = 60.0
+    watch = Watch(replace(settings, silent_after_s=30.0), steady_s=DAY, behind_s=lambda: behind_s)
+    await said(store, quiet_s=40)
+
+    assert not await watch.look(store)
+    behind_s = 0.0
+    assert not await watch.look(store)  # and then for a full period
+
+    assert await rows(store, error_groups) == []
+
+
 async def test_the_leader_rings_once_and_says_when_it_is_over(
     open_alerts: Opener, store: Store, telegram: TelegramStandIn
 ) -> None:

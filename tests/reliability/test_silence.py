@@ -143,14 +143,37 @@ def alarms(telegram: TelegramStandIn) -> list[str]:
     return [one.text for one in telegram.messages if "is silent" in one.text]
 
 
-def until_up(store: Store) -> None:
+def until_up(store: Store, within_s: float = _SOON_S) -> None:
     """Until its workers and who starts them have their rows, and no others are open."""
-    eventually(lambda: len(alive(store)) == 1 + WORKERS and all(row.beats_every_s for row in alive(store)), _SOON_S)
+    eventually(lambda: len(alive(store)) == 1 + WORKERS and all(row.beats_every_s for row in alive(store)), within_s)
 
 
 def worker_of(store: Store) -> Any:
     """The row of one worker: the first of these processes has started the others."""
     return max(alive(store), key=lambda row: row.started_at)
+
+
+@pytest.mark.gate
+def test_a_service_on_postgresql_without_a_server_beside_it_is_heard_all_the_same(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """From its second minute on, by itself: what is restarted before that has no row at all."""
+    with watched(tmp_path, postgres_url, GUNICORN, WSGI, silent_after_s=30.0, way="direct") as (shop, telegram, store):
+        until_up(store, 150)
+        shop.stop()
+        assert alive(store) == []
+        shop.start()
+        shop.stop()
+        shop.start()
+        until_up(store, 150)
+        assert len(rows(store)) == 2 * (1 + WORKERS)
+
+        worker = worker_of(store)
+        os.kill(worker.pid, signal.SIGSTOP)
+        eventually(lambda: alarms(telegram), 150)
+        os.kill(worker.pid, signal.SIGCONT)
+        eventually(lambda: any("is heard of again" in one.text for one in telegram.messages), 120)
+        assert sum("CRITICAL #1 new" in text for text in alarms(telegram)) == 1
 
 
 @pytest.mark.parametrize(

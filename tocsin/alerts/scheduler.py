@@ -63,7 +63,12 @@ def channels_of(settings: Settings) -> list[Channel]:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, store: Store, *, channels: Sequence[Channel] | None = None, limits: Limits | None = None
+    settings: Settings,
+    store: Store,
+    *,
+    channels: Sequence[Channel] | None = None,
+    limits: Limits | None = None,
+    behind_s: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[Alerts]:
     """
     Run the alerts while the context is open.
@@ -71,9 +76,10 @@ async def running(
     Args:
         channels: instead of those that the settings name; they are the caller's to close.
         limits: instead of the usual patience.
+        behind_s: how long what has come to this process may wait before it is stored.
     """
     own = channels_of(settings) if channels is None else []
-    house = Alerts(settings, store, channels if channels is not None else own, limits or Limits())
+    house = Alerts(settings, store, channels if channels is not None else own, limits or Limits(), behind_s)
     house.start()
     try:
         yield house
@@ -86,7 +92,14 @@ async def running(
 class Alerts:
     """The running alerts of one process."""
 
-    def __init__(self, settings: Settings, store: Store, channels: Sequence[Channel], limits: Limits) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        channels: Sequence[Channel],
+        limits: Limits,
+        behind_s: Callable[[], float],
+    ) -> None:
         self._settings = settings
         self._store = store
         self._limits = limits
@@ -94,7 +107,7 @@ class Alerts:
         self._targets = [(channel.name, target) for channel in channels for target in channel.targets]
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-12:]}"
         self._beats = beats.Watch(settings, limits.missing_after_s)
-        self._silence = silence.Watch(settings)
+        self._silence = silence.Watch(settings, behind_s=behind_s)
         self._deliverer = Deliverer(settings, store, channels, limits, owner=self._owner)
         # A bot that nobody has told its chats yet still says to whom it talks.
         telegram = next((channel for channel in channels if isinstance(channel, Telegram)), None)

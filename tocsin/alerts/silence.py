@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -69,10 +70,19 @@ class Watch:
     Args:
         break_s: a pause between two looks that means that somebody could not be heard.
         steady_s: for how long all could be heard of already.
+        behind_s: how long what has come may wait here before it is stored; after an outage that is much.
     """
 
-    def __init__(self, settings: Settings, *, break_s: float = _BREAK_S, steady_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        break_s: float = _BREAK_S,
+        steady_s: float = 0.0,
+        behind_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._settings = settings
+        self._behind_s = behind_s
         self._break_s = max(break_s, 3 * settings.check_interval_s)
         self._last_look = time.monotonic()
         self._steady_since: float | None = self._last_look - steady_s
@@ -91,7 +101,8 @@ class Watch:
     def _steady_s(self) -> float:
         began = time.monotonic()
         ahead_s = time.time() - began
-        is_broken = began - self._last_look > self._break_s or abs(ahead_s - self._ahead_s) > self._break_s
+        breaks_s = (began - self._last_look, abs(ahead_s - self._ahead_s), self._behind_s())
+        is_broken = any(one > self._break_s for one in breaks_s)
         if self._steady_since is None or is_broken:
             self._steady_since = began
         self._last_look, self._ahead_s = began, ahead_s

@@ -47,7 +47,7 @@ class Database:
     """
 
     name = "the database"
-    first_beat_s: float = 60.0  # SQLAlchemy takes 25 MB, which a program that ends soon need not load
+    first_beat_s: float = 60.0  # SQLAlchemy takes 30 MB, which a program that ends soon need not load
 
     def __init__(self, settings: Settings, folder: Path, briefs: Briefs | None = None) -> None:
         self._settings = settings

@@ -110,6 +110,7 @@ class Drain:
         self._deadline: float | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tocsin-drain", daemon=True)
+        self._all_stored_at = time.monotonic()
         self.away_since: float | None = None  # monotonic; None while the sink answers
         self.stored = 0
 
@@ -122,6 +123,11 @@ class Drain:
         if self._signal.locked():
             with suppress(RuntimeError):  # someone else was quicker
                 self._signal.release()
+
+    @property
+    def behind_s(self) -> float:
+        """How long ago all that was there was stored."""
+        return time.monotonic() - self._all_stored_at
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all of this process's errors are stored; False when the time is over."""
@@ -248,6 +254,7 @@ class Drain:
                 _complain(f"tocsin: {self._folder} is full, or its disk is: errors are only counted")
             self._store_own(self._spool)
             self._tell_losses(self._spool)
+        self._all_stored_at = time.monotonic()
         if self._deadline is None:
             self._beat()
             self._do_chores()
