@@ -208,7 +208,7 @@ async def test_whoever_logs_what_is_raised_says_nothing_new(door: Door, unwatche
     redis.call(lambda: 7)
 
     assert unwatched.row().mechanism == "dependency"
-    eventually(lambda: unwatched.row().count == 3)
+    await aeventually(lambda: unwatched.row().count == 3)
 
 
 @pytest.mark.parametrize("optional", [True, False])
