@@ -247,13 +247,13 @@ def watch(command: Sequence[str], plan: Plan) -> NoReturn:
             run.note = Note.open(plan, _header(run, plan))
             if run.note is not None:
                 run.note.mark()
-        _wait(run, plan, sentinel)
+        wait(run, plan, sentinel)
         stderr = run.relay.finish(_DRAIN_S) if run.relay is not None else b""
         how = _settle(run, plan, command, stderr)
         is_ours = _goes_on(run, plan, how)
         _forget(run, 0.0 if is_ours else _READER_S)
         if not is_ours:
-            _end_as(exit_as(run.code, run.asked), signals.mask)
+            end_as(exit_as(run.code, run.asked), signals.mask)
         is_calm = run.uptime_s >= _CALM_S
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if pause_s and not is_calm else 1
         now_s = 0 if is_calm and how == RESTARTED else pause_s
@@ -303,9 +303,6 @@ def start(run: Run, command: Sequence[str], plan: Plan, signals: Signals, enviro
     Raises:
         OSError: it cannot be run.
     """
-    # A program that tells of its exceptions itself keeps its terminal: colours, and a bar that grows.
-    if _is_open(2) and not (plan.tells and os.isatty(2)):
-        run.relay = Relay()
     environ = {
         **environ,
         "TOCSIN_TOLD": run.told,
@@ -314,6 +311,22 @@ def start(run: Run, command: Sequence[str], plan: Plan, signals: Signals, enviro
     }
     if plan.max_memory:
         environ["TOCSIN_MAX_MEMORY"] = f"{plan.max_memory} {os.getpid()}"
+    # A program that tells of its exceptions itself keeps its terminal: colours, and a bar that grows.
+    launch(run, command, signals, environ, keeps_terminal=plan.tells)
+
+
+def launch(
+    run: Run, command: Sequence[str], signals: Signals, environ: Mapping[str, str], *, keeps_terminal: bool
+) -> None:
+    """
+    Start a program that knows nothing of its parent.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    if _is_open(2) and not (keeps_terminal and os.isatty(2)):
+        run.relay = Relay()
+    environ = dict(environ)
     failed, failing = os.pipe()
     parent = os.getpid()
     run.pid = os.fork()
@@ -356,7 +369,7 @@ def _die_with(parent: int) -> None:
         os._exit(126)
 
 
-def _wait(run: Run, plan: Plan, sentinel: Sentinel) -> None:
+def wait(run: Run, plan: Plan, sentinel: Sentinel) -> None:
     """Pass signals on until the program has ended, and look that it does not take too much memory."""
     was_above = False
     number: int | None = signal.SIGCHLD  # it may have ended before we were there to hear of it
@@ -1020,7 +1033,8 @@ def _forget(run: Run, reader_s: float) -> None:
         run.relay.let_go(reader_s)
 
 
-def _end_as(code: int, mask: Collection[int]) -> NoReturn:
+def end_as(code: int, mask: Collection[int]) -> NoReturn:
+    """End as the program did: with its exit code, or by its signal."""
     if code < 0:
         number = -code
         try:
