@@ -31,7 +31,7 @@ async def tell(store: Store, process: str, since: datetime, *, away: bool, **val
 async def left_open(store: Store, error: ErrorFactory) -> datetime:
     """A process has met an outage and has ended in it; when that was."""
     began = clock.now() - timedelta(minutes=5)
-    away = error("ConnectionError", fingerprint=of_place("redis is away"), timestamp=began, **OURS)
+    away = error("ConnectionError", fingerprint=of_place("redis is away"), timestamp=began, instance_id="old", **OURS)
     await store.write(errors.write_batch, Batch(entries=[away]), clock.now())
     await tell(store, "old", began, away=True, ended_at=began, ended_how="stopped")
     return began
@@ -57,6 +57,17 @@ async def test_it_goes_on_while_a_living_process_says_so(store: Store, left_open
 
     assert not await look(store)
     assert (await store.read(groups.by_number, 1)).status == "open"
+
+
+async def test_who_lives_tells_it_by_itself(store: Store, left_open: datetime, error: ErrorFactory) -> None:
+    """It may wait until the return has lasted."""
+    now = clock.now()
+    one = error(fingerprint=of_place("redis is away"), timestamp=now, instance_id="living", **OURS)
+    await store.write(errors.write_batch, Batch(entries=[one]), now)
+    await tell(store, "living", now + timedelta(seconds=1), away=False)
+    await tell(store, "new", now + timedelta(seconds=1), away=False)
+
+    assert not await look(store)
 
 
 async def test_who_has_asked_only_before_knows_nothing_of_it(store: Store, left_open: datetime) -> None:

@@ -75,7 +75,7 @@ def current(connection: Connection, now: datetime, silent_after: timedelta) -> l
             func.sum(cast(dependencies.c.is_optional.is_(False), Integer)).label("not_optional"),
         )
         .join(instances, instances.c.id == dependencies.c.instance_id)
-        .where(_is_living(now, silent_after))
+        .where(is_living(now, silent_after))
         .group_by(dependencies.c.name)
         .order_by(away.desc(), dependencies.c.name)
         .limit(MOST)
@@ -110,7 +110,7 @@ def all_there(connection: Connection, now: datetime, silent_after: timedelta) ->
     found = (
         select(*of, func.max(dependencies.c.since, type_=dependencies.c.since.type).label("since"))
         .join(instances, instances.c.id == dependencies.c.instance_id)
-        .where(_is_living(now, silent_after))
+        .where(is_living(now, silent_after))
         .group_by(*of)
         .having(func.sum(cast(dependencies.c.is_away.is_(True), Integer)) == 0)
         .order_by(*of)
@@ -119,8 +119,12 @@ def all_there(connection: Connection, now: datetime, silent_after: timedelta) ->
     return [There(**row) for row in connection.execute(found).mappings()]
 
 
-def _is_living(now: datetime, silent_after: timedelta) -> ColumnElement[bool]:
-    """Who says rarely how it is has longer for it: over a network that is once a minute."""
+def is_living(now: datetime, silent_after: timedelta) -> ColumnElement[bool]:
+    """
+    Whether a process, of those in ``instances``, has neither ended nor fallen silent.
+
+    Who says rarely how it is has longer for it: over a network that is once a minute.
+    """
     is_rare = instances.c.beats_every_s > silent_after.total_seconds() / 3
     return and_(
         instances.c.ended_at.is_(None),
