@@ -72,6 +72,11 @@ class Shop:
                 stderr=output,
             )
 
+    def until_workers_boot(self) -> None:
+        """Of gunicorn, which says so."""
+        said = self._folder / "output.txt"
+        eventually(lambda: said.read_text().count("Booting worker") == WORKERS * self.starts, _SOON_S)
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         assert self._process.wait(30) == 0
@@ -163,6 +168,7 @@ def test_a_service_on_postgresql_without_a_server_beside_it_is_heard_all_the_sam
         shop.stop()
         assert alive(store) == []
         shop.start()
+        shop.until_workers_boot()
         shop.stop()
         shop.start()
         until_up(store, 150)
