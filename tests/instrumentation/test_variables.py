@@ -21,9 +21,8 @@ import pytest
 import tocsin
 from tests.exporter.test_scrub import BOT, JWT, PEM
 from tests.instrumentation.conftest import Watched
+from tests.instrumentation.test_loop import has_answered, until_told
 from tests.processes import rows_of, run_program
-from tests.waiting import aeventually
-from tocsin.instrumentation import loop as loops
 from tocsin.instrumentation import variables
 
 SECRET = "hUnt3r-2x"
@@ -266,8 +265,8 @@ def test_of_a_loop_that_is_blocked_too(unwatched: Watched) -> None:
     unwatched.init(locals=True, loop_blocked_s=0.3)
 
     async def wait(order: int) -> None:
-        await aeventually(lambda: loops._runs[threading.get_ident()].has_answered)
-        threading.Event().wait(0.8)
+        await has_answered()
+        until_told().wait()
 
     asyncio.run(wait(7))
 
