@@ -49,6 +49,7 @@ TOP = {
     "__main__",
     "checks",
     "cli",
+    "cron",
     "deaths",
     "destination",
     "jobs_cli",
@@ -74,6 +75,7 @@ LATE = {
     "__init__.py": "",  #  the front door, so that it is light
     "cli.py": "",  #  so that a command loads what it needs
     "run.py": "destination",  #  the program starts first
+    "cron.py": "store",  #  a job shall start
     "checks.py": "alerts",  #  the libraries of its channels are optional
     "exporter/database.py": "store",  #  a service loads SQLAlchemy at its first error
     "exporter/drain.py": "exporter",  #  what stores an error is loaded at the first one: a program shall start

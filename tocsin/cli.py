@@ -29,6 +29,7 @@ from tocsin.text import STACK_LIMIT, clean
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from tocsin.cron import Job
     from tocsin.lifecycle import JobTrigger, Trigger
     from tocsin.prune import Pruned
     from tocsin.store import Store
@@ -384,6 +385,10 @@ class Records(Protocol):
     def stats(self, hours: int, **filters: Any) -> Shape: ...
 
     def alerts(self, **filters: Any) -> Shape: ...
+
+    def beats(self, environment: str | None = None) -> Shape: ...
+
+    def forget_beat(self, name: str, environment: str | None, *, by: str) -> Shape: ...
 
     def act(self, number: int, trigger: Trigger, *, by: str, span: timedelta | None = None) -> Shape: ...
 
@@ -793,6 +798,93 @@ def _job_name(word: str) -> str:
     return name
 
 
+# Cron jobs.
+
+
+def beat(arguments: argparse.Namespace) -> int:
+    """A cron job's sign of life, or the job itself and how it went; without a name the list of them."""
+    _refuse_odd(arguments)
+    if arguments.name is None:
+        return _list_beats(arguments)
+    from tocsin.beats import name_of
+
+    name = name_of(arguments.name)
+    if arguments.forget:
+        with _records() as records:
+            done = records.forget_beat(name, arguments.environment, by=_user())
+        return _print_json(done) if arguments.json else _say(done["message"])
+    from tocsin import cron
+
+    every, grace = ((span and span.total_seconds()) for span in (arguments.every, arguments.grace))
+    job = cron.Job(name=name, every_s=every, grace_s=grace, message=arguments.message or "")
+    settings, problems = Settings.load_leniently(environment=arguments.environment)
+    if arguments.program:  # which runs, whatever is wrong with us
+        _failed(*problems)
+        cron.run(job, arguments.program, settings, lambda: _unknown_beat(job, settings))
+    if problems:
+        raise SettingsError(problems)
+    if problem := _unknown_beat(job, settings):
+        return _failed(problem, code=USAGE)
+    return OK if cron.say_told(job, settings, is_ok=not arguments.failed) else FAILED
+
+
+def _refuse_odd(arguments: argparse.Namespace) -> None:
+    """What makes no sense together."""
+    tells = [option for option in ("every", "grace", "message", "failed") if getattr(arguments, option)]
+    if arguments.name is None and (tells or arguments.forget or arguments.program):
+        raise BadInput("name", "which beat? For example: tocsin beat nightly --every 1d")
+    if arguments.forget and (tells or arguments.program):
+        raise BadInput("--forget", "stands alone: what is forgotten tells nothing")
+    if arguments.failed and arguments.program:
+        raise BadInput("--failed", "the command's exit code says that")
+    if arguments.json and arguments.name is not None and not arguments.forget:
+        raise BadInput("--json", "is for the list, `tocsin beat --json`, and for --forget")
+
+
+def _unknown_beat(job: Job, settings: Settings) -> str | None:
+    """That nobody has ever said how often it runs; None also where nobody can be asked just now."""
+    if job.every_s is not None:
+        return None
+    from tocsin import cron, local, remote  # noqa: F401  (what takes a while to import is no part of the time to ask)
+    from tocsin.store import migrate  # noqa: F401
+
+    def known() -> list[str]:
+        shown = settings.shown_database()
+        if not settings.endpoint and shown.startswith("SQLite ") and not Path(shown.removeprefix("SQLite ")).exists():
+            return []  # it is made with the first that is told
+        with _records() as records:
+            return [one["name"] for one in records.beats(settings.environment)["beats"]]
+
+    names = cron.within(known)
+    if names is None or job.name in names:
+        return None
+    return f"nothing is known of {job.name} in {settings.environment} yet: say how often it runs, such as --every 1d"
+
+
+def _list_beats(arguments: argparse.Namespace) -> int:
+    with _records() as records:
+        found = records.beats(arguments.environment)
+    if arguments.json:
+        return _print_json(found)
+    if not found["beats"]:
+        return _say("no beats")
+    heads = ("NAME", "ENVIRONMENT", "EVERY", "LAST (UTC)", "DUE (UTC)", "STATE", "MESSAGE")
+    cells = [
+        (
+            one["name"],
+            one["environment"],
+            one["every"],
+            moment(one["last_at"]),
+            moment(one["due_at"]),
+            one["state"],
+            "; ".join(filter(None, [one["group"] and f"#{one['group']}", one["message"]])),
+        )
+        for one in found["beats"]
+    ]
+    print(table(heads, cells))
+    return OK
+
+
 # How things are printed.
 
 
@@ -827,6 +919,20 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}; try `{self.prog} --help`\n")
+
+    takes_program = False
+    """What stands behind ``--`` is a program with its own arguments, `program`."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if not self.takes_program:
+            return super().parse_known_args(args, namespace)
+        words = list(args or ())
+        at = words.index("--") if "--" in words else len(words)
+        found, rest = super().parse_known_args(words[:at], namespace)
+        found.program = words[at + 1 :]
+        return found, rest
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -885,7 +991,7 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
 
     def add(
         name: str, run_it: Callable[[argparse.Namespace], int], about: str, *examples: str, then: str = ""
-    ) -> argparse.ArgumentParser:
+    ) -> _Parser:
         epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) + then if examples else None
         one = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=epilog)
         one.set_defaults(command=run_it)
@@ -1012,6 +1118,34 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     _add_json(one)
     _add_job_commands(one)
 
+    one = add(
+        "beat",
+        beat,
+        "a cron job's sign of life: it rings when one fails or stays away; without a name their list",
+        "tocsin beat nightly --every 1d -- /usr/local/bin/backup --full",
+        "tocsin beat nightly --every 1d --grace 2h",
+        "tocsin beat nightly --failed --message 'disk full'",
+        "tocsin beat",
+        "tocsin beat nightly --forget",
+        then=_BEAT_WORDS,
+    )
+    one.takes_program = True
+    one.usage = "tocsin beat [NAME] [--every TIME] [--grace TIME] [--failed] [--message TEXT] [-- COMMAND …]"
+    one.add_argument("name", nargs="?", metavar="NAME", help="what the job is called")
+    one.add_argument(
+        "--every", type=_span, metavar="TIME", help="how often it runs: 30m, 2h, 1d; needed the first time"
+    )
+    one.add_argument(
+        "--grace", type=_span, metavar="TIME", help="how much later it may come (default: a tenth, at most 1h)"
+    )
+    one.add_argument("--failed", action="store_true", help="it ran, and failed")
+    one.add_argument("--message", metavar="TEXT", help="what there is to say of this run")
+    one.add_argument("--forget", action="store_true", help="it runs no more")
+    one.add_argument(
+        "--environment", metavar="NAME", help="where it runs (default: TOCSIN_ENVIRONMENT; of the list: all)"
+    )
+    _add_json(one)
+
     add("test-alert", test_alert, "send a test message on every channel")
     add("migrate", migrate, "bring the database's tables up to date")
 
@@ -1071,6 +1205,12 @@ def _add_job_commands(jobs: argparse.ArgumentParser) -> None:
     one.add_argument("--yes", action="store_true", help="do not ask (only a terminal is asked)")
     _add_json(add("done", _acting_on_jobs("done"), "it was done, by hand or otherwise", several=True))
     _add_json(add("discard", _acting_on_jobs("discard"), "nobody will do it any more", several=True))
+
+
+_BEAT_WORDS = """
+
+With a command the job is run, its input, output, signals and exit code untouched, and how it went is told. While
+neither database nor server can be reached, that waits on this machine; it costs the job a few seconds at most."""
 
 
 def _which(setup: argparse.ArgumentParser) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from tocsin import clock
 from tocsin.failures import NotFound
 from tocsin.lifecycle import IllegalTransition, JobStatus, JobTrigger, Status, Trigger
-from tocsin.store import Store, alerts, groups, jobs, queries, shapes
+from tocsin.store import Store, alerts, beats, groups, jobs, queries, shapes
 
 Shape = dict[str, Any]
 
@@ -94,6 +94,17 @@ class Local:
             jobs.end_retry, number, by=f"cli: {by}", runner=runner, via="cli", is_done=is_done, outcome=outcome
         )
         return shapes.job_row(ended.job)
+
+    def beats(self, environment: str | None = None) -> Shape:
+        """The beats of cron jobs, with how each stands."""
+        return self._store.read_now(shapes.beat_list, environment)
+
+    def forget_beat(self, name: str, environment: str | None, *, by: str) -> Shape:
+        """Remove a beat; raises `NotFound`, `BadInput`."""
+        self._is_settled = False  # what rang of it is resolved
+        now = clock.now()
+        found = self._store.write_now(beats.forget, name, environment, by=f"cli: {by}", via="cli", now=now)
+        return shapes.forgotten(found)
 
     def close(self) -> None:
         """Let the rows follow their groups: a server does it behind its answer, but there may be none at work."""

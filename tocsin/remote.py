@@ -131,6 +131,19 @@ class Remote:
         done: Shape = said["job"]
         return done
 
+    def beats(self, environment: str | None = None) -> Shape:
+        """The beats of cron jobs, with how each stands."""
+        return self._get("/beats", environment=environment)
+
+    def forget_beat(self, name: str, environment: str | None, *, by: str) -> Shape:
+        """Remove a beat; who does is whose token it is."""
+        where = f"?{urlencode({'environment': environment})}" if environment else ""
+        answer = self._ask("DELETE", f"/beats/{quote(name, safe='')}{where}")
+        content = self._content(answer)
+        if answer.status != 200:
+            raise self._failure(answer, content)
+        return content
+
     def health(self) -> Shape:
         """How the server stands; also when its database does not."""
         answer = self._ask("GET", "/health")

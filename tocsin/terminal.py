@@ -23,6 +23,7 @@ COLOURS = {
     "muted": "dim",
     "ignored": "dim",
     "failed": "red",
+    "missing": "red",
     "running": "yellow",
     "done": "green",
     "discarded": "dim",

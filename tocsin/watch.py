@@ -273,7 +273,7 @@ def _said(run: Run, how: str) -> str:
     uptime = _span(run.uptime_s)
     if how == RESTARTED:
         return f"took {_megabytes(run.memory_bytes)} of memory after {uptime}, and was stopped"
-    said = f"exited with code {run.code}" if run.code > 0 else f"was killed by {_signal_name(-run.code)}"
+    said = f"exited with code {run.code}" if run.code > 0 else f"was killed by {signal_name(-run.code)}"
     return f"{said} after {uptime}"
 
 
@@ -793,13 +793,13 @@ def _header(run: Run, plan: Plan) -> bytes:
 
 
 def _how(run: Run) -> str:
-    return f"exited: {run.code}" if run.code >= 0 else f"killed: {_signal_name(-run.code)}"
+    return f"exited: {run.code}" if run.code >= 0 else f"killed: {signal_name(-run.code)}"
 
 
 def as_line(run: Run, plan: Plan, how: str, error_id: str) -> bytes:
     """The end as a line of the spool: complete, and with nothing in it that could be a secret."""
     is_death = how == DIED and -run.code not in STOPS  # `kill` of the program itself is somebody's wish as well
-    name = _signal_name(-run.code) if run.code < 0 else f"exit code {run.code}"
+    name = signal_name(-run.code) if run.code < 0 else f"exit code {run.code}"
     attributes: dict[str, object] = {
         "exception.type": MEMORY_LIMIT if how == RESTARTED else EXCEPTION_TYPE,
         "tocsin.mechanism": MECHANISM,
@@ -1186,7 +1186,8 @@ def _escaped(char: str) -> str:
     return f"\\u{0xD800 | number >> 10:04x}\\u{0xDC00 | number & 0x3FF:04x}"
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """SIGTERM of 15."""
     names = (name for name, value in vars(signal).items() if value == number and name[:3] == "SIG" and name[3] != "_")
     return min(names, default=f"signal {number}")  # the first of two is the one that is said
 
