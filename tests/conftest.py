@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +23,32 @@ from tocsin.store.migrate import migrate_now
 
 NOW = datetime(2026, 3, 14, 9, 26, 53, 589793, UTC)
 
-_TEMPLATE = "tocsin_template"
-_names = itertools.count(1)
+
+class Databases:
+    """Makes and drops databases by one session: most tests are shorter than the start of another would be."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._names = itertools.count(1)
+        self._loop = asyncio.new_event_loop()
+        self._session = self._loop.run_until_complete(asyncpg.connect(server.url))
+        # Half the work of the way through the log, and the only one that versions before 15 know.
+        self._how = "STRATEGY file_copy" if self._session.get_server_version().major >= 15 else ""
+
+    @contextmanager
+    def fresh(self, template: str) -> Iterator[str]:
+        """The address of a copy of a database."""
+        name = f"test_{next(self._names)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} {self._how}")
+        yield self._server.url_of(name)
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def execute(self, statement: str) -> None:
+        self._loop.run_until_complete(self._session.execute(statement))
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._session.close())
+        self._loop.close()
 
 
 class ErrorFactory(Protocol):
@@ -46,10 +71,23 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def session_postgres() -> Iterator[PostgresServer]:
     """One server for all tests of a worker, started by the first that needs it."""
     server = PostgresServer()
-    _execute(server, f"CREATE DATABASE {_TEMPLATE}")
-    _migrate(server.url_of(_TEMPLATE))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def databases(session_postgres: PostgresServer) -> Iterator[Databases]:
+    """What makes and drops the databases on it."""
+    with closing(Databases(session_postgres)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def postgres_template(session_postgres: PostgresServer, databases: Databases) -> str:
+    """The name of a migrated database there, to be copied."""
+    databases.execute("CREATE DATABASE tocsin_template")
+    _migrate(session_postgres.url_of("tocsin_template"))
+    return "tocsin_template"
 
 
 @pytest.fixture(scope="session")
@@ -60,15 +98,17 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def postgres_url(session_postgres: PostgresServer) -> Iterator[str]:
+def postgres_url(databases: Databases, postgres_template: str) -> Iterator[str]:
     """A fresh, migrated database on PostgreSQL."""
-    yield from _fresh(session_postgres, f"TEMPLATE {_TEMPLATE}")
+    with databases.fresh(postgres_template) as url:
+        yield url
 
 
 @pytest.fixture
-def empty_postgres_url(session_postgres: PostgresServer) -> Iterator[str]:
+def empty_postgres_url(databases: Databases) -> Iterator[str]:
     """A database on PostgreSQL in which there is nothing."""
-    yield from _fresh(session_postgres, "")
+    with databases.fresh("template1") as url:
+        yield url
 
 
 @pytest.fixture
@@ -146,20 +186,3 @@ def _migrate(url: str) -> None:
     store = open_store(url)
     migrate_now(store)
     store.close_now()
-
-
-def _fresh(server: PostgresServer, how: str) -> Iterator[str]:
-    name = f"test_{next(_names)}"
-    _execute(server, f"CREATE DATABASE {name} {how}")
-    yield server.url_of(name)
-    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _execute(server: PostgresServer, statement: str) -> None:
-    async def run() -> None:
-        connection = await asyncpg.connect(server.url)
-        await connection.execute(statement)
-        await connection.close()
-
-    with asyncio.Runner() as runner:
-        runner.run(run())
