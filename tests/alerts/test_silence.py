@@ -10,13 +10,15 @@ import pytest
 from sqlalchemy import Connection, delete, select, update
 
 from tests.alerts.conftest import Opener
+from tests.postgres import free_port
 from tests.standin.telegram import TelegramStandIn
 from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.alerts.silence import Deed, Watch, decide
+from tocsin.failures import StoreAway
 from tocsin.model import Instance
 from tocsin.settings import Settings
-from tocsin.store import Store, errors
+from tocsin.store import Store, errors, open_store
 from tocsin.store.schema import error_groups, error_logs, instances
 from tocsin.store.silence import Quiet
 
@@ -244,6 +246,18 @@ async def test_who_has_just_begun_to_look_waits_a_full_period(store: Store, sett
 
     assert not await Watch(replace(settings, silent_after_s=30.0)).look(store)
 
+    assert await rows(store, error_groups) == []
+
+
+async def test_after_an_outage_of_the_database_a_full_period_is_waited_for(store: Store, watch: Watch) -> None:
+    away = open_store(f"postgresql://nobody@127.0.0.1:{free_port()}/away")
+    await said(store, quiet_s=40)
+
+    with pytest.raises(StoreAway):
+        await watch.look(away)
+    assert not await watch.look(store)
+
+    await away.close()
     assert await rows(store, error_groups) == []
 
 

@@ -86,27 +86,35 @@ class Watch:
         self._break_s = max(break_s, 3 * settings.check_interval_s)
         self._last_look = time.monotonic()
         self._steady_since: float | None = self._last_look - steady_s
-        self._ahead_s = time.time() - self._last_look  # the clock on the wall, which goes on while a machine sleeps
+        self._ahead_s: float | None = None  # of the database's clock, which goes on while this machine sleeps
 
     async def look(self, store: Store) -> bool:
         """Tell what is to be told; whether there was anything. Raises `StoreAway`."""
-        steady_s = self._steady_s()
-        now_steady, self._steady_since = self._steady_since, None  # should the database be away now
-        has_told = False
-        if await store.read(_worth_a_deed, self._settings, steady_s):
-            has_told = await store.write(_settle, self._settings, steady_s)
-        self._steady_since = now_steady
+        since, self._steady_since = self._steady_since, None  # should the database be away now
+        now, found = await store.read(_quiet, self._settings)
+        self._steady_since, steady_s = self._steady(since, now)
+        silent_after_s = self._settings.silent_after_s
+        if not any(decide(one, now, silent_after_s=silent_after_s, steady_s=steady_s) for one in found):
+            return False
+        since, self._steady_since = self._steady_since, None
+        has_told = await store.write(_settle, self._settings, steady_s)
+        self._steady_since = since
         return has_told
 
-    def _steady_s(self) -> float:
-        began = time.monotonic()
-        ahead_s = time.time() - began
-        breaks_s = (began - self._last_look, abs(ahead_s - self._ahead_s), self._behind_s())
-        is_broken = any(one > self._break_s for one in breaks_s)
-        if self._steady_since is None or is_broken:
-            self._steady_since = began
-        self._last_look, self._ahead_s = began, ahead_s
-        return began - self._steady_since
+    def _steady(self, since: float | None, now: datetime) -> tuple[float, float]:
+        """Since when all could be heard of, and for how long that is."""
+        moment = time.monotonic()
+        ahead_s = now.timestamp() - moment
+        jump_s = 0.0 if self._ahead_s is None else abs(ahead_s - self._ahead_s)
+        is_broken = max(moment - self._last_look, jump_s, self._behind_s()) > self._break_s
+        self._last_look, self._ahead_s = moment, ahead_s
+        since = moment if since is None or is_broken else since
+        return since, moment - since
+
+
+def _quiet(connection: Connection, settings: Settings) -> tuple[datetime, list[Quiet]]:
+    now = database_now(connection)
+    return now, silence.quiet(connection, now, timedelta(seconds=settings.silent_after_s))
 
 
 def _worth_a_deed(connection: Connection, settings: Settings, steady_s: float) -> list[tuple[Quiet, Deed]]:

@@ -28,7 +28,7 @@ WRITE_EVERY_S: Final = 15.0
 """How old the row of a process may become in which nothing changes but its memory, at the most."""
 _SHARE: Final = 2.5  # of the time after which a process is taken for silent: one row may be late
 MOST: Final = 500
-"""How many processes are looked at."""
+"""How many processes are looked at; where there are more, nobody promises anything of any of them."""
 
 
 class Neighbours:
@@ -53,6 +53,7 @@ class Neighbours:
         self._sink = sink
         self._look_every_s = look_every_s
         self._write_every_s = min(WRITE_EVERY_S, silent_after_s / _SHARE)
+        self._promised_s = self._write_every_s
         self._known: dict[str, _Known] = {}  # by stem
         self._kept: dict[str, str] | None = None  # ids of instances by stem, as the next server finds them
         self._next_look = 0.0
@@ -66,6 +67,9 @@ class Neighbours:
         if self._kept is None:
             self._kept = kept.read(self._folder)
         found = {one.stem: one for one in spooling.living(self._folder, MOST)}
+        if len(found) >= MOST and self._promised_s:
+            self._promised_s = 0.0
+            self.leave()
         due = []
         for stem, one in found.items():
             known = self._known.setdefault(stem, _Known())
@@ -116,7 +120,7 @@ class Neighbours:
             loop_lag_ms=words.loop_lag_ms,
             memory_limit_bytes=words.memory_limit_bytes,
             memory_trend=words.memory_trend,
-            beats_every_s=self._write_every_s if words.state == State.ALIVE else 0.0,
+            beats_every_s=self._promised_s if words.state == State.ALIVE else 0.0,
             seen_at=clock.from_ns(words.seen_ns) if words.seen_ns else None,
             lost=now.lost,
         )

@@ -827,7 +827,7 @@ def folder_bytes(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.endswith((".live", ".new", ".sent", ".fault")):
+                if entry.name.endswith((".live", ".new", ".sent", ".fault", ".kept")):
                     continue
                 try:
                     total += entry.stat(follow_symlinks=False).st_size
