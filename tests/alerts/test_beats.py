@@ -16,6 +16,7 @@ from tests.standin.telegram import TelegramStandIn
 from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.alerts.beats import Deed, Watch, decide
+from tocsin.alerts.commands import Command, run
 from tocsin.alerts.limits import Limits
 from tocsin.alerts.look import look
 from tocsin.lifecycle import Status, Trigger
@@ -239,6 +240,21 @@ async def test_what_is_forgotten_while_it_is_missing_is_resolved_by_who_forgets_
     group = await store.read(groups.by_number, 1)
     assert (group.status, group.resolved_by) == (Status.RESOLVED, "cli: root")
     assert await rung(store) == []
+
+
+async def test_status_names_what_is_missing_or_failed(store: Store) -> None:
+    """And of the others nothing: what is well needs no line."""
+    await put(
+        store, nightly(timestamp=clock.now() - 2 * DAY), nightly(name="hourly", is_ok=False), nightly(name="well")
+    )
+    settings = plain_settings()
+    said = await store.read(
+        run, Command(name="status"), settings, by="@anna", via="telegram", leader="me", now=clock.now()
+    )
+
+    assert "nightly: missing since" in said.plain
+    assert "hourly: failed," in said.plain
+    assert "well" not in said.plain
 
 
 # While the alerts run

@@ -17,12 +17,13 @@ from sqlalchemy import Connection
 from tocsin.alerts import messages
 from tocsin.alerts.catalogue import Texts
 from tocsin.alerts.channels import Message
+from tocsin.beats import State
 from tocsin.failures import NotFound
 from tocsin.lifecycle import IllegalTransition, JobTrigger, Status, Trigger
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.spans import span_of
-from tocsin.store import alerts, dependencies, groups, jobs, queries, silence
+from tocsin.store import alerts, beats, dependencies, groups, jobs, queries, silence
 from tocsin.text import clean, one_line
 
 TRIGGERS = {
@@ -270,7 +271,9 @@ def _status(connection: Connection, command: Command, settings: Settings, leader
     needed = dependencies.current(connection, now, timedelta(seconds=settings.silent_after_s))
     away = [one for one in needed if one.is_away]
     silent = silence.silent_now(connection)
-    return messages.status(alerts.overview(connection, now), away, silent, leader=leader, settings=settings, now=now)
+    unwell = [beat for beat in beats.overdue(connection, now) if beat.state(now) != State.OK]
+    known = alerts.overview(connection, now)
+    return messages.status(known, away, silent, unwell, leader=leader, settings=settings, now=now)
 
 
 def _instances(connection: Connection, command: Command, settings: Settings, leader: str, now: datetime) -> Message:

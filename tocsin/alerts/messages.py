@@ -19,12 +19,14 @@ from zoneinfo import ZoneInfo
 from tocsin.alerts.catalogue import Texts
 from tocsin.alerts.channels import Button, Message
 from tocsin.alerts.rules import Reason, is_silent, likely_cause_first
+from tocsin.beats import State
 from tocsin.exporter.shown import frames_of, message_of
 from tocsin.lifecycle import JobStatus, Status
 from tocsin.model import Severity
 from tocsin.settings import Settings
 from tocsin.store.alerts import ErrorSeen, Overview, Subject
 from tocsin.store.audit import BY_ITSELF, Entry
+from tocsin.store.beats import KeptBeat
 from tocsin.store.dependencies import Standing
 from tocsin.store.groups import Group
 from tocsin.store.jobs import WAITING, KeptJob
@@ -416,6 +418,7 @@ def status(
     overview: Overview,
     away: Sequence[Standing] = (),
     silent: Sequence[Quiet] = (),
+    unwell: Sequence[KeptBeat] = (),
     *,
     leader: str,
     settings: Settings,
@@ -435,6 +438,9 @@ def status(
     page.line(texts("bot.status.database", state=texts("bot.status.database.ok")))
     for one in away[:_SHOWN_LINES]:
         page.line(code(one.name, 60), f": {texts('bot.status.away', when=when(one.since, settings, now))}")
+    for beat in unwell[:_SHOWN_LINES]:
+        since = beat.due_at if (state := beat.state(now)) == State.MISSING else beat.last_at
+        page.line(code(beat.name, 60), f": {texts(f'bot.status.beat.{state}', when=when(since, settings, now))}")
     if overview.oldest_pending_at:
         page.line(texts("bot.status.pending", age=age(now - overview.oldest_pending_at)))
     else:

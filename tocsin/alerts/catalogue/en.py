@@ -94,6 +94,8 @@ TEXTS = {
     "bot.status.database": "database: {state}",
     "bot.status.database.ok": "connected",
     "bot.status.away": "away since {when}",
+    "bot.status.beat.missing": "missing since {when}",
+    "bot.status.beat.failed": "failed, {when}",
     "bot.status.pending": "oldest alert that waits: {age}",
     "bot.status.nothing_pending": "no alert waits",
     "bot.status.leader": "leader: {who}",

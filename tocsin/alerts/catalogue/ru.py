@@ -94,6 +94,8 @@ TEXTS = {
     "bot.status.database": "база данных: {state}",
     "bot.status.database.ok": "на связи",
     "bot.status.away": "не отвечает с {when}",
+    "bot.status.beat.missing": "нет сигнала с {when}",
+    "bot.status.beat.failed": "сбой, {when}",
     "bot.status.pending": "самое старое ожидающее оповещение: {age}",
     "bot.status.nothing_pending": "ожидающих оповещений нет",
     "bot.status.leader": "ведущий: {who}",
