@@ -16,8 +16,8 @@ NAME: Final = re.compile(r"\w[\w .:@+-]{0,99}")
 
 LEAST_S: Final = 1.0
 LEAST_GRACE_S: Final = 60.0
-MOST_GRACE_S: Final = 3600.0
-"""Bounds of the grace that nobody has named."""
+MOST_GRACE_S: Final = 7200.0
+"""Bounds of the grace that nobody has named. In autumn a day has 25 hours: an hour alone would be an alarm then."""
 
 
 class State(StrEnum):
@@ -45,5 +45,5 @@ def seconds_of(field: str, value: str | timedelta) -> float:
 
 
 def grace_of(every_s: float) -> float:
-    """How much later than usual a beat may come where nobody says: a tenth of `every`, from 1 min to 1 h."""
+    """How much later than usual a beat may come where nobody says: a tenth of `every`, from 1 min to 2 h."""
     return min(max(every_s / 10, LEAST_GRACE_S), MOST_GRACE_S)

@@ -1136,7 +1136,7 @@ def _all() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
         "--every", type=_span, metavar="TIME", help="how often it runs: 30m, 2h, 1d; needed the first time"
     )
     one.add_argument(
-        "--grace", type=_span, metavar="TIME", help="how much later it may come (default: a tenth, at most 1h)"
+        "--grace", type=_span, metavar="TIME", help="how much later it may come (default: a tenth, at most 2h)"
     )
     one.add_argument("--failed", action="store_true", help="it ran, and failed")
     one.add_argument("--message", metavar="TEXT", help="what there is to say of this run")

@@ -117,7 +117,7 @@ async def test_the_list_says_how_each_stands(client: httpx.AsyncClient, store: S
     ]
     assert (
         found["beats"][1].items()
-        >= {"every": "1d", "grace": "1h", "took_s": 1.5, "service": "shop", "group": None}.items()
+        >= {"every": "1d", "grace": "2h", "took_s": 1.5, "service": "shop", "group": None}.items()
     )
     assert found["beats"][1]["last_at"].endswith("Z")
     assert (await client.get(f"{URL}?environment=staging")).json()["beats"] == []

@@ -29,7 +29,7 @@ async def test_the_first_beat_registers(store: Store) -> None:
     assert (beat.environment, beat.name, beat.service) == ("production", "nightly", "shop")
     assert (beat.last_at, beat.last_ok_at, beat.created_at) == (NOW, NOW, NOW)
     assert (beat.is_ok, beat.took_s, beat.message, beat.error_id) == (True, 42.0, "17 files", None)
-    assert beat.due_at == NOW + DAY + HOUR
+    assert beat.due_at == NOW + DAY + 2 * HOUR
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ async def test_the_first_beat_registers(store: Store) -> None:
     [
         pytest.param(MINUTE, MINUTE, id="at least a minute"),
         pytest.param(HOUR, 6 * MINUTE, id="a tenth"),
-        pytest.param(DAY, HOUR, id="at most an hour"),
-        pytest.param(30 * DAY, HOUR, id="also of a month"),
+        pytest.param(DAY, 2 * HOUR, id="more than the hour of winter time"),
+        pytest.param(30 * DAY, 2 * HOUR, id="also of a month"),
     ],
 )
 async def test_the_usual_grace_grows_with_the_pause(store: Store, every: timedelta, grace: timedelta) -> None:
@@ -49,9 +49,9 @@ async def test_the_usual_grace_grows_with_the_pause(store: Store, every: timedel
 
 async def test_what_nobody_says_again_stays_as_it_was_said(store: Store) -> None:
     """`tocsin beat nightly` alone is enough from the second time on; who says how often says the grace too."""
-    await tell(store, grace_s=7200.0)
+    await tell(store, grace_s=3 * 3600.0)
     await tell(store, now=NOW + DAY, every_s=None)
-    assert (await kept(store)).due_at == NOW + 2 * DAY + 2 * HOUR
+    assert (await kept(store)).due_at == NOW + 2 * DAY + 3 * HOUR
 
     await tell(store, now=NOW + 2 * DAY, every_s=HOUR.total_seconds())
     assert (await kept(store)).due_at == NOW + 2 * DAY + HOUR + 6 * MINUTE
@@ -111,7 +111,7 @@ async def test_environments_are_apart(store: Store) -> None:
 
 async def test_a_beat_is_overdue_when_its_grace_is_over(store: Store) -> None:
     await tell(store)
-    due = NOW + DAY + HOUR
+    due = NOW + DAY + 2 * HOUR
 
     assert await store.read(beats.overdue, due) == []
     (late,) = await store.read(beats.overdue, due + timedelta(seconds=1))

@@ -130,7 +130,7 @@ CALLS = (
         takes=(
             _NAME,
             Parameter(name="every", about="How often it runs: 30m, 2h, 1d, 1w. Needed the first time."),
-            Parameter(name="grace", about="How much later it may come; a tenth of that, 1 min to 1 h, by default."),
+            Parameter(name="grace", about="How much later it may come; a tenth of that, 1 min to 2 h, by default."),
             Parameter(name="status", about="How it ended; ok by default.", schema=_TEXT | {"enum": [*_STATUSES]}),
             Parameter(name="message", about="What there is to say, such as the end of its log."),
             Parameter(name="service", about="The service that it belongs to; cron by default."),

@@ -36,7 +36,7 @@ def beat(name: str, *, every: str | timedelta | None = None, grace: str | timede
     Args:
         name: one for each job in an environment.
         every: how often it runs: ``30m``, ``2h``, ``1d``, ``1w``, or a `timedelta`; None where it was said before.
-        grace: how much later it may come (default: a tenth of that, from 1 min to 1 h).
+        grace: how much later it may come (default: a tenth of that, from 1 min to 2 h).
 
     Raises:
         ValueError: one of these is wrong, which it names; at once, not when the job runs.
