@@ -315,6 +315,21 @@ def test_a_loop_that_has_not_come_round_yet_is_starting(watching: Watched) -> No
     assert watching.rows() == []
 
 
+def test_a_loop_that_has_much_to_do_is_late_and_not_blocked(watching: Watched) -> None:
+    """Something else at each look is nobody's fault; how late it was is known of its process."""
+    names: dict[str, Any] = {"time": time}
+    exec("".join(f"def work{number}(): time.sleep(0.02)\n" for number in range(60)), names)
+
+    async def main() -> None:
+        for number in range(60):
+            asyncio.get_running_loop().call_soon(names[f"work{number}"])
+        await aeventually(lambda: (lag_ms() or 0) >= BLOCKED_S * 1000)
+
+    run(main)
+
+    assert watching.rows() == []
+
+
 def test_a_person_at_a_debugger_has_time(watching: Watched) -> None:
     async def step() -> None:
         before = sys.gettrace()

@@ -22,7 +22,9 @@ EVERY_S: Final = 0.5
 STOPPING_S: Final = 0.25
 """Between two signs of life of a process that may be killed soon: they tell how long it had."""
 
-_REST: Final = 20  # a chore that took half a beat rests for so many times as long: 5 % of the time at most
+_REST: Final = 20
+"""A chore that took half a beat twice in a row rests for so many times as long; once may be the machine's fault."""
+
 _END_S: Final = 0.5
 _SHORTEST_S: Final = 0.01
 
@@ -46,6 +48,7 @@ class Pulse:
         self._spool = spool
         self._chores = chores
         self._rests_until = [0.0] * len(chores)
+        self._was_slow = [False] * len(chores)
         self._every_s = every_s
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tocsin-pulse", daemon=True)
@@ -80,6 +83,8 @@ class Pulse:
             with contained("looking after this process"):
                 pause_s = min(pause_s, chore() or pause_s)
             took_s = time.monotonic() - began
-            if took_s > self._every_s / 2:
+            is_slow = took_s > self._every_s / 2
+            if is_slow and self._was_slow[number]:
                 self._rests_until[number] = began + took_s * (1 + _REST)
+            self._was_slow[number] = is_slow
         return pause_s
