@@ -16,15 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.forking import Forked, begin_serving
 from tests.postgres import PostgresServer
 from tests.waiting import eventually
 
-PROGRAM = """
-import sys
-from tocsin.serve import serve
-from tocsin.settings import Settings
-sys.exit(serve(Settings.load(), host=sys.argv[1], port=int(sys.argv[2])))
-"""
 TOKEN = "a-token-for-tests"
 _STARTS_WITHIN_S = 40  # on a busy machine
 KNOWN = {"authorization": f"Bearer {TOKEN}"}
@@ -38,17 +33,10 @@ class Server:
         defaults = {
             "TOCSIN_DATABASE_URL": f"sqlite:///{folder}/tocsin.db",
             "TOCSIN_SPOOL_DIR": f"{folder}/spool",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         self.log = folder / f"server-{len(list(folder.glob('server-*')))}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, host, str(port)],
-                env=kept | defaults | settings,
-                cwd=folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self.log.touch()
+        self.process = Forked(begin_serving, host, port, folder=folder, output=self.log, env=kept | defaults | settings)
 
     @property
     def said(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from tests.pgbouncer import pgbouncer
 from tests.postgres import PostgresServer
 from tests.processes import rows_of
 from tests.standin.telegram import TelegramStandIn
-from tests.store.test_migrate import differences, migrate_for
+from tests.store.migrating import migrate_at_once
+from tests.store.test_migrate import differences
 from tests.test_journey import ANNA, CHAT, message_with, running
 from tests.waiting import eventually
 from tocsin.model import Batch
@@ -32,14 +32,7 @@ def pooled_url(postgres_server: PostgresServer) -> Iterator[str]:
 @pytest.mark.parametrize("many", [4, pytest.param(10, marks=pytest.mark.gate)])
 def test_many_migrate_at_once_through_a_pooler(many: int, pooled_url: str) -> None:
     """They share two sessions, one of which holds the lock that the others wait for."""
-    context = multiprocessing.get_context("spawn")
-    answers, together = context.Queue(), context.Barrier(many)
-    processes = [context.Process(target=migrate_for, args=(pooled_url, together, answers)) for _ in range(many)]
-    for process in processes:
-        process.start()
-    results = [answers.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(30)
+    results = migrate_at_once(pooled_url, many)
 
     assert sorted(len(said) for said in results) == [0] * (many - 1) + [1], results
     store = open_store(pooled_url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from sqlalchemy.schema import CreateIndex
 
 from tests.conftest import ErrorFactory
 from tests.store import early
+from tests.store.migrating import migrate_at_once
 from tocsin.failures import SchemaMismatch, StoreAway, TableMissing
 from tocsin.model import Batch
 from tocsin.store import Store, access, errors, migrate, open_store, schema
@@ -224,16 +224,8 @@ async def test_on_sqlite_ids_and_times_by_default_are_text_as_tocsin_writes_it(s
 def test_many_that_migrate_at_once_leave_one_clean_schema(empty_database_url: str) -> None:
     """One does it, the others wait and find it done: ten servers on PostgreSQL, a few services on SQLite."""
     many = 4 if empty_database_url.startswith("sqlite") else 10
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    together = context.Barrier(many)
-    arguments = (empty_database_url, together, answers)
-    processes = [context.Process(target=migrate_for, args=arguments) for _ in range(many)]
-    for process in processes:
-        process.start()
-    results = [answers.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(30)
+
+    results = migrate_at_once(empty_database_url, many)
 
     assert [result for result in results if isinstance(result, str)] == []
     assert sorted(len(said) for said in results) == [0] * (many - 1) + [1]
@@ -399,22 +391,3 @@ async def set_version(store: Store, version: str) -> None:
 def _set_version(connection: Connection, version: str) -> None:
     place = f"{SCHEMA}." if connection.dialect.name == "postgresql" else ""
     connection.execute(text(f"UPDATE {place}{migrate.VERSION_TABLE} SET version_num = '{version}'"))
-
-
-def migrate_for(url: str, together: Any, answers: Any) -> None:
-    """What each of many processes does: an answer is what was said, or a text when it failed."""
-    said: list[str] = []
-    try:
-        store = open_store(url)
-        together.wait(120)
-        asyncio.run(_migrate_in_loop(store, said)) if store.dialect == "postgresql" else migrate.migrate_now(
-            store, said.append
-        )
-        answers.put(said)
-    except Exception as problem:
-        answers.put(f"{type(problem).__name__}: {problem}")
-
-
-async def _migrate_in_loop(store: Store, said: list[str]) -> None:
-    await migrate.migrate(store, said.append)
-    await store.close()
