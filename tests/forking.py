@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from unittest import mock
 
 _ROOT = Path(__file__).parents[1]
-_IMPORTED = ["tocsin.serve", "tocsin.store.migrate", "alembic.command", "asyncpg", "uvloop"]
+_IMPORTED = ["tocsin.serve", "alembic.command", "anyio._backends._asyncio", "asyncpg"]
 
 
 def context() -> multiprocessing.context.ForkServerContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
@@ -136,11 +137,19 @@ class PostgresServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _initialize(self, password: str | None) -> None:
+        if password is None and _templates:
+            _copy(_templates[0], self._data)
+            return
         how = ["-A", "trust"]
         if password is not None:
             (self._folder / "password").write_text(password)
             how = ["-A", "scram-sha-256", "--pwfile", str(self._folder / "password")]
         self._run("initdb", "-D", self._data, "-U", "postgres", *how, "-E", "UTF8", "--no-locale", "--no-sync")
+        if password is None:
+            folder = _new_folder()
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            _copy(self._data, folder / "data")
+            _templates.append(folder / "data")
 
     def _write_certificate(self, certificate: trustme.LeafCert) -> dict[str, str]:
         chain, key = self._data / "server.crt", self._data / "server.key"
@@ -172,6 +181,14 @@ class PostgresServer:
         )
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.decode()}")
+
+
+_templates: list[Path] = []
+"""What `initdb` made for the first server of this process; the next ones copy it, in a tenth of the time."""
+
+
+def _copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", source, target], check=True)
 
 
 def _new_folder() -> Path:
