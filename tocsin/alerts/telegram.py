@@ -9,6 +9,7 @@ loses no ``/resolve``, and a process that has lost the lease stops at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -141,7 +142,12 @@ def _client(*, connections: int, read_timeout_s: float, proxy: str | None) -> HT
         write_timeout=10.0,
         pool_timeout=5.0,
         proxy=proxy,
+        httpx_kwargs={"verify": _trusted()},
     )
+
+
+_trusted = functools.cache(httpx.create_ssl_context)
+"""The authorities that a client trusts, read once: it takes longer than all else of its making."""
 
 
 def _failure(problem: TelegramError, settings: Settings) -> TocsinError:
