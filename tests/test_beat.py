@@ -226,7 +226,7 @@ def test_a_job_runs_whatever_is_wrong_with_us(cron: Crontab, sqlite_url: str) ->
 
 
 def test_while_the_database_is_away_a_beat_waits_and_is_stored_later(
-    cron: Crontab, database_url: str, tmp_path: Path
+    cron: Crontab, postgres_url: str, tmp_path: Path
 ) -> None:
     """The next one takes it along: this may be a machine on which nothing else of tocsin runs."""
     began = time.monotonic()
@@ -236,12 +236,12 @@ def test_while_the_database_is_away_a_beat_waits_and_is_stored_later(
     assert "waits in" in done.stderr
     alone = cron("weekly", "--every", "1w", TOCSIN_DATABASE_URL=NOWHERE)
     assert alone.returncode == 0
-    assert kept(database_url) == []
+    assert kept(postgres_url) == []
 
-    cron("hourly", "--every", "1h", TOCSIN_DATABASE_URL=database_url)
+    cron("hourly", "--every", "1h", TOCSIN_DATABASE_URL=postgres_url)
 
-    eventually(lambda: len(kept(database_url)) == 3)
-    found = kept(database_url)
+    eventually(lambda: len(kept(postgres_url)) == 3)
+    found = kept(postgres_url)
     assert [(one.name, one.is_ok) for one in found] == [("hourly", True), ("nightly", False), ("weekly", True)]
     assert found[1].last_at < found[0].last_at
     assert list((tmp_path / "spool").glob("*.seg")) == []
