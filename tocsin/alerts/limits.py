@@ -32,6 +32,7 @@ class Limits:
     away_s: float = 1.0  #             pause between looks while the database is away
     stop_s: float = 4.0  #             what may still be under way when stopping
     snapshot_s: float = 2.0  #         age of what health reads
+    outages_every_s: float = 5.0  #    between two looks for outages that nobody is left to end
     missing_after_s: float = 30.0  #   after a start or an outage: signs of life may wait in spools
     prune_after_s: float = 30.0  #     a server that has just started has better things to do
     prune_every_s: float = 3600.0  #   what is too old or too much may stay so long

@@ -107,6 +107,7 @@ class Alerts:
         self._targets = [(channel.name, target) for channel in channels for target in channel.targets]
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-12:]}"
         self._beats = beats.Watch(settings, limits.missing_after_s)
+        self._next_outages = 0.0  # monotonic
         self._silence = silence.Watch(settings, behind_s=behind_s)
         self._deliverer = Deliverer(settings, store, channels, limits, owner=self._owner)
         # A bot that nobody has told its chats yet still says to whom it talks.
@@ -324,6 +325,9 @@ class Alerts:
             self._woken.set()
 
     async def _end_outages(self) -> None:
+        if time.monotonic() < self._next_outages:
+            return
+        self._next_outages = time.monotonic() + self._limits.outages_every_s
         if await outages.look(self._store, self._settings):
             self._woken.set()
 
