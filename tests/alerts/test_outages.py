@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.alerts.conftest import Opener
 from tests.alerts.samples import plain_settings
 from tests.conftest import ErrorFactory
+from tests.standin.telegram import TelegramStandIn
+from tests.waiting import aeventually
 from tocsin import clock
 from tocsin.alerts import outages
 from tocsin.exporter.fingerprint import of_place
@@ -49,6 +52,17 @@ async def test_the_next_process_ends_what_the_last_one_has_left_open(store: Stor
     group = await store.read(groups.by_number, 1)
     assert (group.status, group.resolved_by) == ("resolved", "tocsin")
     assert not await look(store)
+
+
+async def test_who_heard_of_it_hears_that(
+    open_alerts: Opener, telegram: TelegramStandIn, store: Store, left_open: datetime
+) -> None:
+    await open_alerts()
+    await aeventually(lambda: telegram.messages)
+    await tell(store, "new", left_open + timedelta(minutes=1), away=False)
+
+    await aeventually(lambda: len(telegram.messages) == 2, 20)
+    assert "redis answers again" in telegram.messages[1].text
 
 
 async def test_it_goes_on_while_a_living_process_says_so(store: Store, left_open: datetime) -> None:
