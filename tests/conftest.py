@@ -51,6 +51,12 @@ class Databases:
         self._loop.close()
 
 
+def mostly(kind: str, fixture: str = "database_url") -> pytest.MarkDecorator:
+    """Tests whose subject is not the database: on one kind here, and on the other in the long run."""
+    other = pytest.param("sqlite" if kind == "postgresql" else "postgresql", marks=pytest.mark.gate)
+    return pytest.mark.parametrize(fixture, [kind, other], indirect=True)
+
+
 class ErrorFactory(Protocol):
     """Makes an error from what a test is about; the rest has defaults."""
 

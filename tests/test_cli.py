@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import ErrorFactory
+from tests.conftest import ErrorFactory, mostly
 from tests.standin.telegram import TOKEN, TelegramStandIn
 from tests.waiting import eventually
 from tocsin import cli, clock
@@ -145,6 +145,7 @@ def test_errors_as_json_have_the_shape_of_the_api(tocsin: Tocsin, stored: Stored
         (("alerts",), "/alerts"),
     ],
 )
+@mostly("sqlite")
 def test_json_is_what_the_api_answers(
     command: tuple[str, ...], path: str, tocsin: Tocsin, stored: Stored, here: str, error: ErrorFactory
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_list_goes_on_where_it_ended(tocsin: Tocsin, stored: Stored, error: Er
         (("--status", "unresolved"), {"KeyError", "ValueError"}),
     ],
 )
+@mostly("sqlite")
 def test_errors_can_be_filtered(
     filters: tuple[str, ...], expected: set[str], tocsin: Tocsin, stored: Stored, error: ErrorFactory
 ) -> None:
@@ -329,6 +331,7 @@ def test_resolve_takes_numbers_and_ranges(tocsin: Tocsin, stored: Stored, here: 
         (("reopen", "1"), Status.OPEN),
     ],
 )
+@mostly("sqlite")
 def test_a_person_acts_on_a_group_and_the_audit_knows(
     command: tuple[str, ...], expected: Status, tocsin: Tocsin, stored: Stored, here: str, error: ErrorFactory
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
+from tests.conftest import mostly
 from tests.processes import rows_of
 from tests.raising import RaisingService
 from tests.standin.telegram import TOKEN, Sent, TelegramStandIn
@@ -92,6 +93,7 @@ def test_raise_rings_resolve_answers_and_a_return_rings_as_a_regression(
     assert telegram.refusals == []
 
 
+@mostly("postgresql", "empty_database_url")
 def test_the_button_resolves_as_the_command_does(
     empty_database_url: str, tmp_path: Path, telegram: TelegramStandIn
 ) -> None:
@@ -147,6 +149,7 @@ def test_every_alert_arrives_though_telegram_is_in_trouble(
             message_with(telegram, f"Kind{number}")
 
 
+@mostly("postgresql", "empty_database_url")
 def test_alerts_wait_while_telegram_does_not_answer_and_over_a_restart_of_the_server(
     empty_database_url: str, tmp_path: Path, telegram: TelegramStandIn
 ) -> None:

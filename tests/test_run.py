@@ -178,7 +178,16 @@ def serve(folder: Path, database_url: str, code: str, *options: str, run: tuple[
     return Service(folder, database_url, *run, "--", "uvicorn", "app:app", "--port", "0", *options, **env)
 
 
-@pytest.mark.parametrize("code", [FASTAPI, STARLETTE], ids=["fastapi", "starlette"])
+@pytest.mark.parametrize(
+    ("code", "database_url"),
+    [
+        pytest.param(FASTAPI, "postgresql", id="fastapi-postgresql"),
+        pytest.param(STARLETTE, "sqlite", id="starlette-sqlite"),
+        pytest.param(FASTAPI, "sqlite", id="fastapi-sqlite", marks=pytest.mark.gate),
+        pytest.param(STARLETTE, "postgresql", id="starlette-postgresql", marks=pytest.mark.gate),
+    ],
+    indirect=["database_url"],
+)
 def test_each_failing_call_of_an_unchanged_service_is_one_row(code: str, tmp_path: Path, database_url: str) -> None:
     """With type, message, stack, service, environment, release, and its request; what succeeds gives none."""
     commit(tmp_path)

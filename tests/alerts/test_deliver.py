@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.alerts.conftest import ANNA, SHORT, Opener
-from tests.conftest import ErrorFactory
+from tests.conftest import ErrorFactory, mostly
 from tests.standin.telegram import TelegramStandIn
 from tests.waiting import aeventually
 from tocsin.alerts.channels import Message
@@ -36,6 +36,7 @@ async def arrived(telegram: TelegramStandIn, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("fault", ["500", "502", "429", "hang"])
+@mostly("sqlite")
 async def test_every_alert_arrives_once_telegram_is_well_again(
     fault: str, open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
 ) -> None:
@@ -81,6 +82,7 @@ async def test_a_lost_answer_repeats_the_message_once_and_says_so(
     assert "may repeat" not in first.text and "may repeat" in second.text
 
 
+@mostly("postgresql")
 async def test_two_processes_on_one_database_say_each_alert_once(
     open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
 ) -> None:
@@ -125,6 +127,7 @@ async def waiting(store: Store, count: int) -> bool:
         (400, "Bad Request: chat not found"),
     ],
 )
+@mostly("sqlite")
 async def test_a_chat_that_refuses_is_named_by_health_and_tried_again_later(
     code: int,
     description: str,
@@ -264,6 +267,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@mostly("postgresql")
 async def test_a_worker_that_is_killed_loses_nothing(
     when: str,
     database_url: str,

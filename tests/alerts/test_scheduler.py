@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Connection, insert, select
 
 from tests.alerts.conftest import ANNA, SHORT, Opener
-from tests.conftest import ErrorFactory
+from tests.conftest import ErrorFactory, mostly
 from tests.postgres import PostgresServer
 from tests.standin.telegram import TelegramStandIn
 from tests.waiting import aeventually
@@ -47,6 +47,7 @@ async def test_from_error_to_message_in_less_than_a_second(
     assert not sent.is_silent
 
 
+@mostly("sqlite")
 async def test_a_message_grows_with_its_group(
     open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
 ) -> None:
@@ -63,6 +64,7 @@ async def test_a_message_grows_with_its_group(
     assert len(telegram.messages[0].edits) < 20
 
 
+@mostly("sqlite")
 async def test_thirty_seven_groups_are_one_message(
     open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory
 ) -> None:
@@ -93,6 +95,7 @@ async def test_what_anyone_does_elsewhere_shows_in_the_message_at_once(
     await aeventually(lambda: "resolved by token: full (api)" in telegram.messages[0].text)
 
 
+@mostly("sqlite")
 async def test_a_mute_that_is_over_rings(
     open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory, store: Store
 ) -> None:
@@ -253,6 +256,7 @@ async def test_the_console_prints_alerts_and_what_people_do(store: Store, error:
     assert out.getvalue().count("resolved by") == 1
 
 
+@mostly("sqlite")
 async def test_the_console_names_who_joins_a_fold(store: Store, error: ErrorFactory) -> None:
     """A printed line cannot be edited; a group that nobody names there would ring for nobody."""
     out = io.StringIO()

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.alerts.conftest import ANNA, TEAM, Opener
-from tests.conftest import ErrorFactory
+from tests.conftest import ErrorFactory, mostly
 from tests.standin.telegram import TOKEN, Sent, TelegramStandIn
 from tests.waiting import aeventually
 from tocsin import clock
@@ -90,6 +90,7 @@ async def test_the_same_error_after_a_resolve_rings_as_a_regression(
         ("mut:1", Status.MUTED, "#1 is muted until"),
     ],
 )
+@mostly("sqlite")
 async def test_a_button_does_what_it_says(
     data: str,
     stands: Status,
@@ -155,6 +156,7 @@ async def is_noted(store: Store) -> bool:
         ("/mute 1 soon", "soon is no time"),
     ],
 )
+@mostly("sqlite")
 async def test_what_is_not_understood_is_answered_helpfully(
     said: str, answered: str, open_alerts: Opener, telegram: TelegramStandIn
 ) -> None:
@@ -241,6 +243,7 @@ async def test_who_presses_in_vain_again_and_again_fills_no_table(
         {"user_id": ANNA, "via_bot": {"id": 5, "is_bot": True, "first_name": "inline"}},
     ],
 )
+@mostly("sqlite")
 async def test_who_is_nobody_may_not_act(
     forged: dict[str, Any], open_alerts: Opener, telegram: TelegramStandIn, put: Any, error: ErrorFactory, store: Store
 ) -> None:
