@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select, text
 
 from tests.postgres import PostgresServer
 from tests.waiting import eventually
+from tocsin.exporter import kept
 from tocsin.exporter.database import Database
 from tocsin.exporter.drain import Drain, adopting
 from tocsin.exporter.life import State
@@ -251,8 +252,9 @@ def test_the_row_of_a_process_says_how_it_is_and_that_it_has_ended(database_url:
 class Beats:
     """A process that writes straight to a database and has no error, with a short patience; and its row."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, starts_when: Callable[[], bool] = lambda: True) -> None:
         self.url = url
+        self.starts_when = starts_when
         self.spool = Spool(folder, 2**30, RESOURCE)
         self.spool.life.set_state(State.ALIVE)
         settings = Settings(database_url=url, spool_dir=str(folder))
@@ -266,6 +268,7 @@ class Beats:
         return read(self.url, lambda connection: connection.execute(select(instances)).one_or_none())
 
     def __enter__(self) -> Beats:
+        eventually(self.starts_when)
         self.drain.start()
         return self
 
@@ -309,7 +312,7 @@ def test_a_process_that_says_nothing_new_ages_in_its_row(postgres_url: str, tmp_
 def test_who_has_a_server_beside_it_leaves_its_row_to_that(postgres_url: str, tmp_path: Path) -> None:
     """It loads no database for it, until the server is gone."""
     settings = Settings(database_url=postgres_url, spool_dir=str(tmp_path))
-    with adopting(settings), Beats(postgres_url, tmp_path) as service:
+    with adopting(settings), Beats(postgres_url, tmp_path, starts_when=lambda: kept.is_kept(tmp_path)) as service:
         row = eventually(service.row)
         assert row.beats_every_s > 1  # it is the server that promises
         service.spool.life.note_memory(98_000_000, time.time_ns())

@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from tocsin.contained import contained
-
 FRESH_S: Final = 5.0
 """How old the last sign of life of a server may be; it gives one about twice a second."""
 
@@ -47,8 +45,8 @@ def leave(folder: Path) -> None:
 
 
 def write(folder: Path, instance_ids: Mapping[str, str]) -> None:
-    """Say whose rows are kept: the ids of instances, by the stems of their files."""
-    with contained("noting whose rows are kept"):
+    """Say whose rows are kept: ids of instances by the stems of their files. Where that cannot be, nobody knows of it."""
+    with suppress(OSError):
         new = folder / f"{_NAME}.{os.getpid()}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         with os.fdopen(os.open(new, flags, 0o600), "wb") as file:

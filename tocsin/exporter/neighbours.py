@@ -66,6 +66,7 @@ class Neighbours:
         self._next_look = moment + self._look_every_s
         if self._kept is None:
             self._kept = kept.read(self._folder)
+            kept.write(self._folder, self._kept)
         found = {one.stem: one for one in spooling.living(self._folder, MOST)}
         if len(found) >= MOST and self._promised_s:
             self._promised_s = 0.0
