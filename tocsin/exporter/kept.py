@@ -45,7 +45,7 @@ def leave(folder: Path) -> None:
 
 
 def write(folder: Path, instance_ids: Mapping[str, str]) -> None:
-    """Say whose rows are kept: ids of instances by the stems of their files. Where that cannot be, nobody knows of it."""
+    """Say whose rows are kept: ids of instances by the stems of their files. Where it cannot, nobody knows of it."""
     with suppress(OSError):
         new = folder / f"{_NAME}.{os.getpid()}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
