@@ -1,11 +1,11 @@
-"""`make bench`: every benchmark that takes a minute or less, one after another, each in a process of its own."""
+"""`make bench`: every benchmark that takes a few minutes or less, one after another, each in a process of its own."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-QUICK = ("capture", "requests", "journey", "start")
+QUICK = ("capture", "requests", "journey", "start", "storm")
 
 
 def main() -> int:

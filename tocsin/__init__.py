@@ -57,7 +57,10 @@ def __getattr__(name: str) -> Any:
     if name == "api":
         return importlib.import_module("tocsin.api")
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        from tocsin.loading import loading  # noqa: PLC0415
+
+        with loading():  # in any thread, while another one forks
+            value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'tocsin' has no attribute {name!r}")
