@@ -133,13 +133,25 @@ def asked(curl: str) -> str:
 
 
 def test_a_short_demo_tells_error_and_alert_and_ends_by_itself(demo: Start, tmp_path: Path) -> None:
-    """With exit code 0, and nothing of its own is left on the disk."""
-    playing = demo("--seconds", "5")
+    """
+    With exit code 0, and nothing of its own is left on the disk.
+
+    Nothing of the user's own is touched: neither their database and spool, nor the settings that would lead there.
+    """
+    (tmp_path / ".env").write_text("TOCSIN_DATABASE_URL=sqlite:////nowhere/of.db\n")
+    own = {
+        "TOCSIN_DATABASE_URL": f"sqlite:///{tmp_path}/own.db",
+        "TOCSIN_SPOOL_DIR": f"{tmp_path}/own-spool",
+        "TOCSIN_BOGUS": "1",
+    }
+
+    playing = demo("--seconds", "5", **own)
 
     assert playing.end() == 0, playing.said
     assert "HIGH api #1 KeyError: 'phone'" in playing.said
     assert "HIGH #1 new" in playing.said
     assert list(playing.temporary.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".env", "tmp"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -167,18 +179,3 @@ def test_a_port_that_is_taken_is_said(demo: Start) -> None:
         assert playing.end() == 1
     assert "cannot be used" in playing.said
     assert "--port" in playing.said
-
-
-def test_nothing_of_the_users_own_is_touched(demo: Start, tmp_path: Path) -> None:
-    """Neither their database and spool, nor the settings that would lead there."""
-    (tmp_path / ".env").write_text("TOCSIN_DATABASE_URL=sqlite:////nowhere/of.db\n")
-    own = {
-        "TOCSIN_DATABASE_URL": f"sqlite:///{tmp_path}/own.db",
-        "TOCSIN_SPOOL_DIR": f"{tmp_path}/own-spool",
-        "TOCSIN_BOGUS": "1",
-    }
-
-    playing = demo("--seconds", "5", **own)
-
-    assert playing.end() == 0, playing.said
-    assert {path.name for path in tmp_path.iterdir()} <= {".env", "tmp"}

@@ -26,9 +26,16 @@ KNOWN = {"authorization": f"Bearer {TOKEN}"}
 
 
 class Server:
-    """A server in a process of its own."""
+    """
+    A server in a process of its own.
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, **settings: str) -> None:
+    Args:
+        is_fresh: an interpreter is started for it, whose memory is what a user's would be.
+    """
+
+    def __init__(
+        self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, is_fresh: bool = False, **settings: str
+    ) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOCSIN_", "OTEL_"))}
         defaults = {
             "TOCSIN_DATABASE_URL": f"sqlite:///{folder}/tocsin.db",
@@ -36,7 +43,20 @@ class Server:
         }
         self.log = folder / f"server-{len(list(folder.glob('server-*')))}.log"
         self.log.touch()
-        self.process = Forked(begin_serving, host, port, folder=folder, output=self.log, env=kept | defaults | settings)
+        environ = kept | defaults | settings
+        self.process: Forked | subprocess.Popen[bytes]
+        if is_fresh:
+            code = f"import sys; from tests.forking import begin_serving; sys.exit(begin_serving({host!r}, {port}))"
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    env=environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+                    cwd=folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+        else:
+            self.process = Forked(begin_serving, host, port, folder=folder, output=self.log, env=environ)
 
     @property
     def said(self) -> str:

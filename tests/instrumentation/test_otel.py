@@ -16,6 +16,7 @@ EXPORTERS = {
     "OTEL_LOGS_EXPORTER": "tocsin",
     "OTEL_METRICS_EXPORTER": "none",
     "OTEL_SERVICE_NAME": "shop",
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi",  # no program here has it, and to load it takes long
 }
 
 SPANS = """

@@ -31,7 +31,7 @@ _PLENTY_S = 60.0
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server at work, which has read and stored one error of each kind."""
-    with serving(tmp_path, TOCSIN_TOKEN=TOKEN, TOCSIN_ALERT_ENVIRONMENTS="none") as one:
+    with serving(tmp_path, is_fresh=True, TOCSIN_TOKEN=TOKEN, TOCSIN_ALERT_ENVIRONMENTS="none") as one:
         one.until_ready()
         asyncio.run(send_all(one, inputs(0, 50)))
         assert one.post("before").status_code == 200
