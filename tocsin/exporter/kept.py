@@ -39,9 +39,12 @@ def touch(folder: Path) -> None:
 
 
 def leave(folder: Path) -> None:
-    """Say that the rows are not kept any more; which they were stays known."""
+    """Say that the rows are not kept any more; which they were stays known, where there were any."""
     with suppress(OSError):
-        os.utime(folder / _NAME, (0, 0))
+        if read(folder):
+            os.utime(folder / _NAME, (0, 0))
+        else:
+            (folder / _NAME).unlink()
 
 
 def write(folder: Path, instance_ids: Mapping[str, str]) -> None:
