@@ -146,7 +146,7 @@ ALL = [(mechanism, way) for mechanism, ways in WAYS.items() for way in ways]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """tocsin in this process, writing out whatever it sees; the database is away, so that all of it can be read."""
-    for name in ("FULL_PER_SECOND", "FULL_IN_ALL_PER_SECOND"):
+    for name in ("FULL_PER_SECOND", "FULL_IN_ALL_PER_SECOND", "NEW_PLACES"):
         monkeypatch.setattr(capture, name, 10**9)
     for owner, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(owner, name, lambda *_: None)
