@@ -273,6 +273,7 @@ async def test_a_regression_names_no_act_of_before(store: Store, error: ErrorFac
     out = io.StringIO()
     async with running(Settings(database_url="sqlite:///unused"), store, channels=[Console(out)], limits=SHORT):
         await store.write(errors.write_batch, Batch(entries=[error()]), clock.now())
+        await aeventually(lambda: "HIGH #1 new" in out.getvalue())
         for trigger in (Trigger.RESOLVE, Trigger.REOPEN, Trigger.RESOLVE):
             await store.write(groups.act, 1, trigger, by="root", via="cli")
         await store.write(errors.write_batch, Batch(entries=[error(timestamp=clock.now())]), clock.now())
