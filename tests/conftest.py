@@ -57,6 +57,23 @@ def mostly(kind: str, fixture: str = "database_url") -> pytest.MarkDecorator:
     return pytest.mark.parametrize(fixture, [kind, other], indirect=True)
 
 
+# Their subject is not SQL: what they store and read is tried on both kinds by the tests of the store.
+_ON_SQLITE = (
+    "tests/api/",
+    *(f"tests/alerts/test_{name}.py" for name in ("email", "telegram", "webhook")),
+    *(f"tests/test_{name}.py" for name in ("cli", "jobs", "prune", "remote")),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The same on PostgreSQL belongs to the long run."""
+    for item in items:
+        given = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        if "postgresql" in given and item.nodeid.startswith(_ON_SQLITE):
+            item.add_marker(pytest.mark.gate)
+
+
 class ErrorFactory(Protocol):
     """Makes an error from what a test is about; the rest has defaults."""
 

@@ -71,9 +71,9 @@ async def storm(rate, count, functions):
             except OrderLost as error:
                 report(error)
         done += 1
+        told.update(raised=done, took_s=time.monotonic() - began)
         await asyncio.sleep(0.001)
-    told["took_s"] = time.monotonic() - began
-    told["raised"] = count
+    told["is_over"] = True
 
 
 def resident():
@@ -168,13 +168,13 @@ class StormingService:
         asyncio.run(_get(self.port, f"/storm?{given.replace(chr(34), '%22')}"))
 
     def told(self) -> dict[str, Any]:
-        """What it says of itself: how many it has raised when it is through, and its memory in bytes."""
+        """What it says of itself: how many it has raised, in what time, and its memory in bytes."""
         found: dict[str, Any] = json.loads(asyncio.run(_get(self.port, "/told")))
         return found
 
     def through(self, within_s: float) -> dict[str, Any]:
         """The same, once the storm is over."""
-        return eventually(lambda: found if "raised" in (found := self.told()) else None, within_s) or {}
+        return eventually(lambda: found if "is_over" in (found := self.told()) else None, within_s) or {}
 
     def requests(self, seconds: float) -> Times:
         """Requests that take 20 ms each, by `CLIENTS` at a time, for so long."""

@@ -73,7 +73,7 @@ def kill_many_times(url: str, folder: Path, *, services: int, servers: int, seed
         "TOCSIN_INGEST_TOKEN": TOKEN,
         "TOCSIN_ALERT_ENVIRONMENTS": "none",
     }
-    server = Server(folder, port=port, **settings)
+    server = Server(folder, port=port, is_fresh=False, **settings)
     when = {round((number + 0.5) * services / servers) for number in range(servers)}
     killed = 0
     victims = Services(folder, f"http://127.0.0.1:{port}")
@@ -87,7 +87,7 @@ def kill_many_times(url: str, folder: Path, *, services: int, servers: int, seed
                 server.process.kill()
                 server.process.wait()
                 killed += 1
-                server = Server(folder, port=port, **settings)
+                server = Server(folder, port=port, is_fresh=False, **settings)
             time.sleep(chance.uniform(0.0, 1.0))  # the moment is what is tried, not what is waited for
             victims.kill_down_to(1)
         victims.kill_down_to(0)

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from tests.conftest import mostly
 from tests.processes import rows_of
 from tests.standin.telegram import TOKEN, TelegramStandIn
 from tests.storming import StormingService
@@ -49,6 +50,7 @@ def memory_of_a_storm_that_nobody_hears(folder: Path, count: int) -> int:
         return int(service.through(count / RATE + 60)["rss"])
 
 
+@mostly("postgresql", "empty_database_url")
 @pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.gate)])
 def test_a_storm_is_counted_exactly_and_rings_a_few_times(
     seconds: int, empty_database_url: str, tmp_path: Path
@@ -72,6 +74,7 @@ def test_a_storm_is_counted_exactly_and_rings_a_few_times(
         assert 1 <= len(telegram.messages) <= MOST_MESSAGES
 
 
+@mostly("sqlite", "empty_database_url")
 def test_many_places_at_once_are_bounded_groups_and_one_alert(empty_database_url: str, tmp_path: Path) -> None:
     """More different errors than anybody reads: the rest is counted, in a group that says so."""
     count = 20_000

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import mostly
 from tests.failed_jobs import jobs_in
 from tests.processes import Service, rows_of, run_command
 from tests.standin.third_party import ThirdParty
@@ -84,6 +85,7 @@ class Asked:
 WAYS = {"httpx": "by_httpx", "urllib": "by_urllib", "requests": "by_requests"}
 
 
+@mostly("postgresql")
 def test_a_third_party_that_hangs(tmp_path: Path, database_url: str) -> None:
     """
     Three tries, one error with all three in it, one job; whoever waits, waits no longer than the time-outs.
