@@ -70,9 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The same on PostgreSQL belongs to the long run."""
     for item in items:
         given = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-        is_postgresql = any(
-            type(one) is str and one == "postgresql" for one in given
-        )  # others may refuse to be compared
+        # By kind first: some of what tests are given refuses to be compared.
+        is_postgresql = any(type(one) is str and one == "postgresql" for one in given)
         if is_postgresql and item.nodeid.startswith(_ON_SQLITE):
             item.add_marker(pytest.mark.gate)
 
