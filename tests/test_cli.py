@@ -31,6 +31,8 @@ from tocsin.settings import Settings
 from tocsin.store import audit, groups, open_store
 from tocsin.store.errors import write_batch
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -47,16 +49,6 @@ class Answer:
 
 Tocsin = Callable[..., Answer]
 Stored = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of whoever runs the tests is seen by a command."""
-    for name in os.environ:
-        if name.startswith(("TOCSIN_", "OTEL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "spool"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

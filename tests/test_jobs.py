@@ -31,18 +31,10 @@ from tocsin.settings import Settings
 from tocsin.store import audit, errors, groups, jobs, open_store
 from tocsin.store.jobs import KeptJob
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 Tocsin = Callable[..., Answer]
 Put = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of whoever runs the tests is seen by a command."""
-    for name in os.environ:
-        if name.startswith(("TOCSIN_", "OTEL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "spool"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from tocsin.store import Store, open_store, schema
 from tocsin.store.migrate import migrate_now
 from tocsin.store.retention import Policy, Run, Task
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 DAY = timedelta(days=1)
 
 
@@ -48,16 +50,6 @@ def rows_in(store: Store) -> int:
     return store.read_now(
         lambda connection: connection.execute(select(func.count(schema.error_logs.c.id))).scalar_one()
     )
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of whoever runs the tests is seen by a command."""
-    for name in os.environ:
-        if name.startswith(("TOCSIN_", "OTEL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "spool"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -24,21 +23,13 @@ from tocsin.settings import Settings
 from tocsin.store import audit, open_store
 from tocsin.store.errors import write_batch
 
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
 Tocsin = Callable[..., Said]
 Both = Callable[..., tuple[Said, Said]]
 Stored = Callable[..., None]
 
 TOKENS: dict[str, Any] = {"token": "full-token", "read_token": "read-token", "ingest_token": "ingest-token"}
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of whoever runs the tests is seen by a command."""
-    for name in os.environ:
-        if name.startswith(("TOCSIN_", "OTEL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("TOCSIN_SPOOL_DIR", str(tmp_path / "spool"))
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -47,12 +47,15 @@ async def app(scope, receive, send):
         while resident() < int(number) * 2**20:
             KEPT.append(Order())
     elif kind == "slow":
+        print("slow: begun", flush=True)
         await asyncio.sleep(1)
     elif kind == "work":
         taken = [Order() for _ in range(35 * 128)]
         await asyncio.sleep(0.1)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"done"})
+    if kind == "slow":
+        print("slow: answered", flush=True)
 
 uvicorn.run(app, port=0)
 """
@@ -133,6 +136,7 @@ def test_a_leaking_service_is_warned_of_and_started_anew_with_its_requests_done(
         restarted = eventually(lambda: row_of(service, "MemoryLimit"), 20)
 
         assert not customers.cut_off
+        assert service.said().count("slow: begun") == service.said().count("slow: answered")  # whoever was taken
         assert customers.answers[200] >= 5
         assert restarted.severity == "medium"
         assert "of memory, more than 200 MB: stopped, and started again; grew most: shop.Order" in restarted.message
